@@ -1,0 +1,4 @@
+//! Keys and what is done with them: identities, the handshake, sealed records. No I/O, no clock.
+
+pub mod identity;
+pub mod secret;

@@ -1,0 +1,32 @@
+//! ClawMatrix: one mesh of OpenClaw gateways.
+//!
+//! A sidecar ([`app`]) runs beside each gateway. Sidecars join over authenticated WebSocket links
+//! ([`mesh`]) and lend one another models, agents and tools.
+//!
+//! # Five flows
+//!
+//! - **Model request out:** `proxy/chat` validates -> `models/select` picks a node from a catalog
+//!   snapshot -> `models/outbound` opens an exchange with a deadline -> `mesh/session` seals ->
+//!   `mesh/link` queues. Chunks come back by request id; `proxy/chat` writes them to the client.
+//!   Client gone: the dropped call sends `cancel`.
+//! - **Model request in:** `mesh/link` -> `mesh/session` opens -> [`exchange`] -> `models/inbound`
+//!   checks the caller and the lent model -> `models/provider` -> chunks -> one end or error.
+//!   `cancel` aborts the call to the provider.
+//! - **Relayed frame, tool call, handoff stream:** `docs/protocol.md` 5.6, 8 and 7; not built yet.
+//!
+//! # Map
+//!
+//! `main -> {cli, app} -> {proxy, control, shim} -> models -> exchange -> mesh -> crypto -> wire ->
+//! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
+//! (and to `cli`, which writes it).
+
+pub mod config;
+pub mod crypto;
+pub mod drain;
+pub mod exchange;
+pub mod ids;
+pub mod mesh;
+pub mod shim;
+pub mod state;
+pub mod trust;
+pub mod wire;

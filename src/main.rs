@@ -1,0 +1,3 @@
+//! The `clawmatrix` command.
+
+fn main() {}

@@ -1,0 +1,113 @@
+//! What this node knows about the others, as an immutable snapshot that readers hold without a lock.
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{crypto::identity::KeyId, ids::NodeId, trust::Level};
+
+/// What a node says of itself (payload of a `desc` record, protocol 6.1). Nothing in it grants a
+/// right; texts are cleaned and clamped before they get here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Descriptor {
+    /// Program name and version.
+    pub software: String,
+    /// Agents offered for handoff.
+    pub agents: Vec<AgentOffer>,
+    /// Models lent.
+    pub models: Vec<ModelOffer>,
+    /// Free labels, self-asserted.
+    pub tags: Vec<String>,
+    /// Tools the node would run for somebody; a hint.
+    pub tools: Vec<String>,
+    /// Optional abilities, by name.
+    pub capabilities: Vec<String>,
+}
+
+/// One agent of a [`Descriptor`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AgentOffer {
+    /// Its id on that node.
+    pub id: String,
+    /// What it is good for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// Free labels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+/// One lent model of a [`Descriptor`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ModelOffer {
+    /// Its id on that node; may contain `/`.
+    pub id: String,
+    /// Name for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The api its provider speaks, in OpenClaw's words: `openai-completions`, `anthropic-messages`.
+    pub api: String,
+    /// Context window in tokens.
+    pub context_window: u64,
+    /// Longest answer in tokens.
+    pub max_tokens: u64,
+    /// Input kinds: `text`, `image`.
+    pub input: Vec<String>,
+    /// Whether it reasons.
+    pub reasoning: bool,
+    /// Prices per million tokens, as OpenClaw writes them; passed on unread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<serde_json::Value>,
+    /// Where it runs, in the lender's words: `local`, `cloud`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locality: Option<String>,
+    /// What it is good for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+}
+
+/// How a node is reached (contract 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// Over a link of our own.
+    Direct,
+    /// Through other nodes.
+    Relay,
+    /// Not at present.
+    Unreachable,
+}
+
+/// One other node as this node sees it.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// Its name.
+    pub node: NodeId,
+    /// Short form of its key; none before the first contact.
+    pub key_id: Option<KeyId>,
+    /// Our trust in that key; none before the first contact.
+    pub level: Option<Level>,
+    /// How it is reached.
+    pub reach: Reach,
+    /// The neighbour it is reached through, when relayed.
+    pub reachable_via: Option<NodeId>,
+    /// Round-trip time in milliseconds.
+    pub latency_ms: Option<f64>,
+    /// What it says of itself.
+    pub descriptor: Arc<Descriptor>,
+    /// When something authenticated last came from it.
+    pub last_seen: Option<SystemTime>,
+    /// Why it is not reached, for the operator: `secrets differ`, `connection refused`.
+    pub problem: Option<String>,
+}
+
+/// Every other node, by name. Shared by `watch`; readers never see a half-made change.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// Configured and seen nodes.
+    pub nodes: BTreeMap<NodeId, NodeView>,
+}

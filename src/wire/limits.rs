@@ -1,0 +1,191 @@
+//! Every limit of the protocol, in one place (protocol 1). A limit that is configurable has its
+//! default here. Section numbers are those of `docs/protocol.md`.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+// -- 2 identity and trust ------------------------------------------------------------------------
+/// New pins a minute; beyond it unknown names are refused until the operator acts.
+pub const NEW_PINS_PER_MINUTE: u32 = 20;
+/// Pins in all.
+pub const PINS: usize = 4096;
+/// Accepted older secrets.
+pub const ACCEPT_SECRETS: usize = 3;
+/// Shortest cluster secret, in characters.
+pub const SECRET_MIN_CHARS: usize = 16;
+
+// -- 3 handshake ---------------------------------------------------------------------------------
+/// Longest handshake message, in bytes.
+pub const HANDSHAKE_MESSAGE_BYTES: usize = 2 * KIB;
+/// Longest `params` JSON, in bytes.
+pub const PARAMS_BYTES: usize = 512;
+/// Header bytes of an upgrade request.
+pub const UPGRADE_HEADER_BYTES: usize = 16 * KIB;
+/// Headers of an upgrade request.
+pub const UPGRADE_HEADERS: usize = 64;
+/// From accept to the end of the upgrade request.
+pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The whole handshake, from upgrade to M4.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes under way at once; when full the oldest is dropped.
+pub const PENDING_HANDSHAKES: usize = 256;
+/// Handshakes under way from one IPv4 address or IPv6 /64.
+pub const PENDING_PER_SOURCE: usize = 8;
+/// Handshakes under way from one IPv6 /48.
+pub const PENDING_PER_48: usize = 32;
+/// Failures of one source before it is held to [`FAILED_SOURCE_PER_MINUTE`].
+pub const FREE_FAILURES: u32 = 5;
+/// Attempts a minute of a source that failed too often.
+pub const FAILED_SOURCE_PER_MINUTE: u32 = 6;
+/// The same for a source that succeeded within 24 h.
+pub const KNOWN_SOURCE_PER_MINUTE: u32 = 60;
+/// Successful handshakes a minute for one key.
+pub const SUCCESSES_PER_KEY_MINUTE: u32 = 60;
+/// Successful handshakes a minute for one source.
+pub const SUCCESSES_PER_SOURCE_MINUTE: u32 = 300;
+/// Sources the limiter remembers.
+pub const LIMITER_SOURCES: usize = 10_000;
+/// One dial attempt: connect and TLS.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Head start of one address over the next (RFC 8305).
+pub const DIAL_RACE_DELAY: Duration = Duration::from_millis(250);
+/// First redial delay.
+pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// Longest redial delay; at once after `auth_failed`.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// A link this old resets the redial delay.
+pub const BACKOFF_RESET: Duration = Duration::from_secs(60);
+
+// -- 4 records -----------------------------------------------------------------------------------
+/// Shortest link record.
+pub const RECORD_MIN_BYTES: usize = 26;
+/// Longest link record and WebSocket message.
+pub const RECORD_MAX_BYTES: usize = 64 * KIB;
+/// Records under one key.
+pub const REKEY_RECORDS: u64 = 1 << 20;
+/// Altered bodies a link survives within [`BAD_BODY_WINDOW`].
+pub const BAD_BODIES: u32 = 16;
+/// See [`BAD_BODIES`].
+pub const BAD_BODY_WINDOW: Duration = Duration::from_secs(60);
+/// Silence after which a side with open requests sends `noop`.
+pub const NOOP_AFTER: Duration = Duration::from_secs(10);
+/// Silence after which a session with open requests is lost.
+pub const SESSION_LOST_AFTER: Duration = Duration::from_secs(30);
+
+// -- 5 frames, streams, flow control -------------------------------------------------------------
+/// Longest frame header JSON.
+pub const HEADER_BYTES: usize = 512;
+/// Longest inner JSON: `jlen` is a u16.
+pub const INNER_JSON_BYTES: usize = u16::MAX as usize;
+/// Initial `ttl`.
+pub const TTL: u8 = 8;
+/// Deepest JSON on the wire.
+pub const JSON_DEPTH: usize = 32;
+/// Largest integer on the wire.
+pub const JSON_INTEGER_MAX: u64 = (1 << 53) - 1;
+/// Request bodies up to this ride in the request's own data part.
+pub const INLINE_BODY_BYTES: usize = 32 * KIB;
+/// Longest data of one chunk.
+pub const CHUNK_BYTES: usize = 60 * KIB;
+/// Longest header set carried in `hdr`.
+pub const HDR_BYTES: usize = 4 * KIB;
+/// Credit of a new half-stream.
+pub const INITIAL_WINDOW: u64 = 256 * KIB as u64;
+/// Largest credit of a half-stream.
+pub const MAX_WINDOW: u64 = 4 * MIB as u64;
+/// Bytes held for one peer.
+pub const PEER_BUDGET_BYTES: usize = 16 * MIB;
+/// Bytes held by the node.
+pub const NODE_BUDGET_BYTES: usize = 128 * MIB;
+/// Acks wait at most this long for company.
+pub const ACK_DELAY: Duration = Duration::from_millis(100);
+/// Shortest retransmission timeout.
+pub const RTO_MIN: Duration = Duration::from_secs(1);
+/// Longest retransmission timeout.
+pub const RTO_MAX: Duration = Duration::from_secs(8);
+/// No progress for this long ends a stream with `stream_lost`.
+pub const STREAM_LOST_AFTER: Duration = Duration::from_secs(30);
+/// An ended idempotent rid is remembered this long.
+pub const TOMBSTONE: Duration = Duration::from_secs(60);
+/// An ended non-idempotent rid and its result are remembered this long (7.1).
+pub const RID_MEMORY: Duration = Duration::from_secs(600);
+/// Rids remembered in all (7.1).
+pub const RIDS: usize = 65_536;
+/// Rids remembered for one peer (7.1).
+pub const RIDS_PER_PEER: usize = 8192;
+/// Longest request body.
+pub const REQUEST_BODY_BYTES: usize = 32 * MIB;
+/// Longest response body.
+pub const RESPONSE_BODY_BYTES: usize = 256 * MIB;
+/// Frames waiting in a link's control queue.
+pub const CONTROL_QUEUE_FRAMES: usize = 1024;
+/// Bytes waiting in one flow's queue.
+pub const FLOW_QUEUE_BYTES: usize = 512 * KIB;
+/// Bytes waiting for one link.
+pub const LINK_QUEUE_BYTES: usize = 8 * MIB;
+/// Bytes a link writer hands to the socket at a time.
+pub const WRITE_BATCH_BYTES: usize = 64 * KIB;
+/// A socket write stalled this long kills the link.
+pub const WRITE_STALL: Duration = Duration::from_secs(30);
+/// Link and gossip frames a second from one link.
+pub const LINK_FRAMES_PER_SECOND: u32 = 200;
+/// Burst of [`LINK_FRAMES_PER_SECOND`].
+pub const LINK_FRAMES_BURST: u32 = 4096;
+
+// -- 6 membership and links ----------------------------------------------------------------------
+/// Longest descriptor payload.
+pub const DESCRIPTOR_BYTES: usize = 16 * KIB;
+/// Agents in a descriptor.
+pub const DESCRIPTOR_AGENTS: usize = 64;
+/// Models in a descriptor.
+pub const DESCRIPTOR_MODELS: usize = 256;
+/// Tags in a descriptor.
+pub const DESCRIPTOR_TAGS: usize = 64;
+/// Characters of one string in a descriptor.
+pub const DESCRIPTOR_STRING_CHARS: usize = 256;
+/// Heartbeat, the default of `hb`.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Answer to an urgent ping before the link is suspect.
+pub const URGENT_PING_SUSPECT: Duration = Duration::from_secs(3);
+/// Answer to an urgent ping before the link is dead.
+pub const URGENT_PING_DEAD: Duration = Duration::from_secs(10);
+/// Heartbeats missed before a link is dead.
+pub const MISSED_HEARTBEATS: u32 = 3;
+/// A pause of the whole process longer than this restarts its timers.
+pub const PAUSE: Duration = Duration::from_secs(2);
+/// Replacements of one link a minute before a hold-off.
+pub const LINK_REPLACEMENTS_PER_MINUTE: u32 = 6;
+/// Length of that hold-off.
+pub const LINK_HOLD_OFF: Duration = Duration::from_secs(60);
+/// Silence after which a duplicate replaces a link of the same direction.
+pub const DUPLICATE_SILENCE: Duration = Duration::from_secs(2);
+
+// -- 7 requests ----------------------------------------------------------------------------------
+/// First answer to a model request.
+pub const MODEL_ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// First chunk, and silence between chunks, of a streamed answer.
+pub const MODEL_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Whole model request; ends to apply at the first streamed byte.
+pub const MODEL_DEADLINE: Duration = Duration::from_secs(600);
+/// Attempts at one model request.
+pub const MODEL_ATTEMPTS: usize = 3;
+/// Bytes of a provider's error body that are passed on.
+pub const PROVIDER_ERROR_BYTES: usize = 8 * KIB;
+/// Entries of `hops`.
+pub const HOPS: usize = 4;
+/// What a nested request loses of the remaining time.
+pub const NESTED_MARGIN: Duration = Duration::from_millis(50);
+/// Difference between `at` and our own clock that makes a request stale (7.1).
+pub const STALE_AFTER: Duration = Duration::from_secs(60);
+
+// -- 9 local surface -----------------------------------------------------------------------------
+/// Connections to the local API.
+pub const LOCAL_CONNECTIONS: usize = 2048;
+/// Requests at once with one token.
+pub const REQUESTS_PER_TOKEN: usize = 1024;
+/// From the first byte of a request to the end of its headers.
+pub const LOCAL_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Header bytes of a local request.
+pub const LOCAL_HEADER_BYTES: usize = 16 * KIB;
