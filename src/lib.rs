@@ -28,5 +28,6 @@ pub mod ids;
 pub mod mesh;
 pub mod shim;
 pub mod state;
+pub mod telemetry;
 pub mod trust;
 pub mod wire;
