@@ -111,6 +111,9 @@ pub struct AgentConfig {
 /// Patterns over node names and `label:` of an `allow` list.
 #[derive(Debug, Clone)]
 pub struct Allow {
+    /// The node name patterns of `nodes`, in its order: one with a wildcard, unless it is exactly
+    /// `*`, holds for `trusted` pins only (protocol 8.1), so their texts are needed.
+    pub patterns: Vec<String>,
     /// Node name patterns.
     pub nodes: GlobSet,
     /// Labels our operator gives.
