@@ -3,4 +3,8 @@
 //! error, never a panic). The protocol in prose is `docs/protocol.md`.
 
 pub mod code;
+pub mod frame;
+pub mod inner;
+pub mod json;
 pub mod limits;
+pub mod record;

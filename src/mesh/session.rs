@@ -14,17 +14,7 @@ use crate::{
     trust::Level,
 };
 
-/// Scheduling class of a frame (protocol 5.1); the discriminant is the byte on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Class {
-    /// Acks, cancels, errors: always first.
-    Control = 0,
-    /// Requests and token streams.
-    Interactive = 1,
-    /// Large bodies.
-    Bulk = 2,
-}
+pub use crate::wire::record::Class;
 
 /// Who is at the other end, as the handshake proved it and our own trust store judges it.
 #[derive(Debug, Clone)]

@@ -79,6 +79,9 @@ pub const SESSION_LOST_AFTER: Duration = Duration::from_secs(30);
 pub const HEADER_BYTES: usize = 512;
 /// Longest inner JSON: `jlen` is a u16.
 pub const INNER_JSON_BYTES: usize = u16::MAX as usize;
+/// Longest inner frame with its padding: what one record holds beside the longest header, the
+/// length, both tags, rounded down to the coarse padding.
+pub const INNER_BYTES: usize = 63 * KIB;
 /// Initial `ttl`.
 pub const TTL: u8 = 8;
 /// Deepest JSON on the wire.
