@@ -26,6 +26,7 @@ pub mod drain;
 pub mod exchange;
 pub mod ids;
 pub mod mesh;
+pub mod models;
 pub mod shim;
 pub mod state;
 pub mod telemetry;

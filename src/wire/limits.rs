@@ -176,6 +176,21 @@ pub const MODEL_DEADLINE: Duration = Duration::from_secs(600);
 pub const MODEL_ATTEMPTS: usize = 3;
 /// Bytes of a provider's error body that are passed on.
 pub const PROVIDER_ERROR_BYTES: usize = 8 * KIB;
+/// Connecting to a provider, TLS included.
+pub const PROVIDER_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Reading the body of a provider's error.
+pub const PROVIDER_ERROR_TIMEOUT: Duration = Duration::from_secs(5);
+/// A fresh key from OpenClaw after a provider refused the old one.
+pub const REFRESH_KEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same provider's key is asked for again no sooner than this.
+pub const REFRESH_KEY_EVERY: Duration = Duration::from_secs(5);
+/// A lending node says `accept` when its provider has not answered within this: early enough for
+/// [`MODEL_ACCEPT_TIMEOUT`], late enough that most answers need no record for it.
+pub const MODEL_ACCEPT_AFTER: Duration = Duration::from_secs(1);
+/// Bytes held back until a stream shows its first content.
+pub const COMMIT_HOLD_BYTES: usize = 64 * KIB;
+/// A model not seen for this long leaves the catalog.
+pub const KNOWN_MODEL_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Entries of `hops`.
 pub const HOPS: usize = 4;
 /// What a nested request loses of the remaining time.
@@ -192,3 +207,13 @@ pub const REQUESTS_PER_TOKEN: usize = 1024;
 pub const LOCAL_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Header bytes of a local request.
 pub const LOCAL_HEADER_BYTES: usize = 16 * KIB;
+/// A connection without a request: longer than any SDK keeps one in its pool.
+pub const LOCAL_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Silence within an upload.
+pub const LOCAL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a connection with a request under way is looked at for a client that went away.
+pub const LOCAL_WATCH: Duration = Duration::from_millis(50);
+/// Bytes of request bodies held at once for local clients.
+pub const LOCAL_BODIES_BYTES: usize = NODE_BUDGET_BYTES;
+/// Named local tokens.
+pub const LOCAL_TOKENS: usize = 256;
