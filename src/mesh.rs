@@ -1,7 +1,15 @@
 //! The mesh: links to other nodes, sessions over them, and what is known about who is there.
 //! Carries opaque payloads; knows neither HTTP nor models nor tools.
 
+pub mod bucket;
+pub mod clock;
+pub mod drops;
+pub mod link;
+pub mod liveness;
 pub mod memory;
+pub mod schedule;
 pub mod session;
+#[cfg(test)]
+pub(crate) mod testkit;
 pub mod transport;
 pub mod view;

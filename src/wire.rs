@@ -2,6 +2,7 @@
 //! formats. Depends on nothing but [`crate::ids`]; decoding is total (any bytes give a value or an
 //! error, never a panic). The protocol in prose is `docs/protocol.md`.
 
+pub mod close;
 pub mod code;
 pub mod frame;
 pub mod inner;

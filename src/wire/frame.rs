@@ -29,10 +29,10 @@ impl Ulid {
         Self((unix_ms as u128) << 80 | random & ((1 << 80) - 1))
     }
 
-    /// The one after this.
+    /// The `n`th after this.
     #[must_use]
-    pub const fn next(self) -> Self {
-        Self(self.0.wrapping_add(1))
+    pub const fn plus(self, n: u64) -> Self {
+        Self(self.0.wrapping_add(n as u128))
     }
 
     fn text(self) -> [u8; ULID_CHARS] {

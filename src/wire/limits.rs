@@ -132,6 +132,8 @@ pub const LINK_QUEUE_BYTES: usize = 8 * MIB;
 pub const WRITE_BATCH_BYTES: usize = 64 * KIB;
 /// A socket write stalled this long kills the link.
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
+/// How long a closing link waits for its close message to leave, and for the other side's.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(2);
 /// Link and gossip frames a second from one link.
 pub const LINK_FRAMES_PER_SECOND: u32 = 200;
 /// Burst of [`LINK_FRAMES_PER_SECOND`].

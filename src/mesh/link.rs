@@ -1,0 +1,418 @@
+//! One authenticated connection to a neighbour (protocol 4.1, 5.1, 5.5, 6.5).
+//!
+//! A [`Link`] is a handle onto three tasks: one reads and opens records, one seals and writes them,
+//! one pings. They share a queue and a few facts; the first of them that fails ends all three.
+//! Today a link is also the session to its neighbour: frames lie wholly in the sealed part.
+//!
+//! A link is *open*, then perhaps *draining* (nothing new is taken, what waits is still sent, what
+//! arrives is still delivered), then *ended*.
+
+mod read;
+#[cfg(test)]
+mod tests;
+mod watch;
+mod write;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::{
+    clock,
+    drops::Drops,
+    liveness::Liveness,
+    schedule::{Refused, Schedule},
+    session::{Class, Peer, SendError, Session, SessionHandler},
+    transport::{MessageSink, MessageStream},
+};
+use crate::{
+    crypto::seal::TAG_BYTES,
+    drain::Tasks,
+    ids::{LinkId, NodeId, SessionId, random_bytes},
+    wire::{
+        close::CloseCode,
+        frame::{LinkHeader, Ulid, put_routed},
+        inner,
+        limits::HEADER_BYTES,
+        record::{self, FIXED_BYTES, Kind, LENGTH_BYTES},
+    },
+};
+
+/// What a verified handshake and our settings say about a new link.
+#[derive(Debug)]
+pub struct Setup {
+    /// Number of this link in this process.
+    pub id: LinkId,
+    /// Our own name.
+    pub us: NodeId,
+    /// The neighbour.
+    pub peer: Peer,
+    /// The session's name.
+    pub sid: SessionId,
+    /// Whether we dialed.
+    pub dialed: bool,
+    /// Data key of what we send.
+    pub send_key: [u8; 32],
+    /// Data key of what we receive.
+    pub recv_key: [u8; 32],
+    /// Our heartbeat.
+    pub heartbeat: Duration,
+    /// Records under one key.
+    pub rekey_after: u64,
+}
+
+/// Why a link has ended or is about to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// We close it.
+    Ours {
+        /// What the neighbour is told.
+        code: CloseCode,
+        /// What our log is told.
+        why: String,
+    },
+    /// The neighbour closed it.
+    Theirs {
+        /// Its close code.
+        code: u16,
+    },
+    /// The connection broke.
+    Broken(String),
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours { code, why } => write!(f, "closed with {code}: {why}"),
+            Self::Theirs { code } => match CloseCode::from_number(*code) {
+                Some(code) => write!(f, "closed by the other side with {code}"),
+                None => write!(f, "closed by the other side with {code}"),
+            },
+            Self::Broken(why) => f.write_str(why),
+        }
+    }
+}
+
+/// What a link tells the registry that holds it. Called on the runtime's thread; must not block.
+pub trait LinkOwner: Send + Sync + fmt::Debug {
+    /// A signed record has arrived.
+    ///
+    /// # Errors
+    /// Why the neighbour broke the protocol; the link ends then.
+    fn gossip(&self, link: &Arc<Link>, header: Bytes, body: Bytes) -> Result<(), &'static str>;
+    /// The neighbour goes away soon.
+    fn goaway(&self, link: &Arc<Link>);
+    /// The round trip was measured for the first time.
+    fn measured(&self, link: &Arc<Link>);
+    /// The link has ended; no further call for it follows.
+    fn ended(&self, link: &Arc<Link>, ending: &Ending);
+}
+
+/// A handle to one link. See the module's text.
+pub struct Link {
+    id: LinkId,
+    us: NodeId,
+    peer: Peer,
+    sid: SessionId,
+    dialed: bool,
+    began: Duration,
+    up_since: Instant,
+    // Std mutexes: held for a few instructions, never across an await.
+    queue: Mutex<Schedule<()>>,
+    live: Mutex<Liveness>,
+    /// What this link dropped.
+    pub drops: Drops,
+    sent: AtomicU64,
+    first_ulid: Ulid,
+    // Wakes the writer, those that wait for room, and the task that pings.
+    queued: Notify,
+    freed: Notify,
+    ticked: Notify,
+    draining: AtomicBool,
+    going_away: AtomicBool,
+    ending: OnceLock<Ending>,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link({} to {})", self.id.0, self.peer.node)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these mutexes guard has no half-made state that a panic could leave behind.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    /// A link over an authenticated connection; [`Link::run`] brings it to life.
+    #[must_use]
+    pub fn new(setup: &Setup) -> Arc<Self> {
+        let now = Instant::now();
+        let unix_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
+        Arc::new(Self {
+            id: setup.id,
+            us: setup.us.clone(),
+            peer: setup.peer.clone(),
+            sid: setup.sid,
+            dialed: setup.dialed,
+            began: clock::since_boot(),
+            up_since: now,
+            queue: Mutex::default(),
+            live: Mutex::new(Liveness::new(setup.heartbeat, now)),
+            drops: Drops::default(),
+            sent: AtomicU64::new(0),
+            first_ulid: Ulid::new(unix_ms, u128::from_be_bytes(random_bytes())),
+            queued: Notify::new(),
+            freed: Notify::new(),
+            ticked: Notify::new(),
+            draining: AtomicBool::new(false),
+            going_away: AtomicBool::new(false),
+            ending: OnceLock::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Starts the tasks. `handler` gets `up` first, then the frames, then `lost`; `owner` gets
+    /// `ended` last of all.
+    pub fn run<S: MessageSink, R: MessageStream>(
+        self: &Arc<Self>,
+        setup: &Setup,
+        (sink, stream): (S, R),
+        handler: Arc<dyn SessionHandler>,
+        owner: Arc<dyn LinkOwner>,
+        tasks: &Tasks,
+    ) {
+        let span = tracing::info_span!("link", peer = %self.peer.node, link = self.id.0);
+        let writer = write::run(
+            self.clone(),
+            sink,
+            crate::crypto::seal::Sealer::with_rekey(&setup.send_key, setup.rekey_after),
+        );
+        let opener = crate::crypto::seal::Opener::with_rekey(&setup.recv_key, setup.rekey_after);
+        let reader = read::run(self.clone(), stream, opener, handler, owner);
+        tasks.spawn(writer.instrument(span.clone()));
+        tasks.spawn(watch::run(self.clone()).instrument(span.clone()));
+        tasks.spawn(reader.instrument(span));
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> LinkId {
+        self.id
+    }
+
+    /// The neighbour.
+    #[must_use]
+    pub fn neighbour(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Whether we dialed it.
+    #[must_use]
+    pub fn dialed(&self) -> bool {
+        self.dialed
+    }
+
+    /// How long it has been up.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.up_since.elapsed()
+    }
+
+    /// Time since something last arrived on it.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        lock(&self.live).silence(Instant::now())
+    }
+
+    /// Whether the neighbour may be gone.
+    #[must_use]
+    pub fn suspect(&self) -> bool {
+        lock(&self.live).suspect(Instant::now())
+    }
+
+    /// Whether the neighbour has said that it goes away.
+    #[must_use]
+    pub fn going_away(&self) -> bool {
+        self.going_away.load(Ordering::Relaxed)
+    }
+
+    /// Whether it takes frames.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed) && self.ending.get().is_none()
+    }
+
+    /// Why it ended, or is about to.
+    #[must_use]
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.get()
+    }
+
+    /// Resolves when the link has stopped reading and writing.
+    pub async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Asks the neighbour for a sign of life within 3 s and forgets its silence so far, which was
+    /// ours (protocol 6.5).
+    pub fn probe(&self) {
+        lock(&self.live).restart(Instant::now());
+        self.ticked.notify_one();
+    }
+
+    /// Tells the neighbour that we go away within `after`.
+    pub fn send_goaway(&self, why: &str, after: Duration) {
+        let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        self.send_link(&LinkHeader::Goaway {
+            why: why.into(),
+            ms,
+        });
+    }
+
+    /// Sends what waits, then `bye`, then closes with `code`. Delivers what still arrives.
+    pub fn drain(&self, code: CloseCode, why: &str) {
+        let ending = Ending::Ours {
+            code,
+            why: why.to_owned(),
+        };
+        if self.ending.set(ending).is_ok() {
+            self.draining.store(true, Ordering::Relaxed);
+            self.queued.notify_one();
+            self.freed.notify_waiters();
+        }
+    }
+
+    /// Ends the link at once, with nothing but the close code.
+    pub fn end(&self, code: CloseCode, why: impl Into<String>) {
+        self.finish(Ending::Ours {
+            code,
+            why: why.into(),
+        });
+    }
+
+    /// Queues a signed record for the neighbour.
+    pub fn send_gossip(&self, put_header: impl FnOnce(&mut BytesMut), body: &[u8]) {
+        let mut buffer = BytesMut::with_capacity(
+            LENGTH_BYTES + FIXED_BYTES + HEADER_BYTES + body.len() + TAG_BYTES,
+        );
+        record::begin(&mut buffer, Kind::Gossip, Class::Control);
+        put_header(&mut buffer);
+        record::end_header(&mut buffer);
+        buffer.extend_from_slice(body);
+        self.push_control(buffer);
+    }
+
+    fn send_link(&self, header: &LinkHeader<'_>) {
+        let mut buffer = BytesMut::with_capacity(256);
+        record::begin(&mut buffer, Kind::Link, Class::Control);
+        header.put(&mut buffer);
+        record::end_header(&mut buffer);
+        self.push_control(buffer);
+    }
+
+    fn push_control(&self, frame: BytesMut) {
+        let pushed = lock(&self.queue).push((), Class::Control, frame);
+        match pushed {
+            Ok(()) => self.queued.notify_one(),
+            Err(_) => self.end(CloseCode::Timeout, "control queue overflow"),
+        }
+    }
+
+    /// Notes why the link ends, unless that is known, and stops its tasks.
+    fn finish(&self, ending: Ending) {
+        let _ = self.ending.set(ending);
+        self.stop.cancel();
+        self.freed.notify_waiters();
+    }
+}
+
+impl Session for Link {
+    fn id(&self) -> SessionId {
+        self.sid
+    }
+
+    fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    fn elapsed(&self) -> Duration {
+        clock::since_boot().saturating_sub(self.began)
+    }
+
+    fn rtt(&self) -> Option<Duration> {
+        lock(&self.live).rtt()
+    }
+
+    fn send(&self, class: Class, json: &[u8], data: &[u8]) -> Result<(), SendError> {
+        if !self.is_open() {
+            return Err(SendError::Gone);
+        }
+        if !inner::fits(json.len(), data.len()) {
+            return Err(SendError::TooLarge);
+        }
+        if !lock(&self.queue).room((), class) {
+            return Err(SendError::Full);
+        }
+        let n = self.sent.fetch_add(1, Ordering::Relaxed);
+        let inner_bytes = inner::padded_bytes(json.len(), data.len());
+        // Longest names and numbers take 256 bytes of header.
+        let mut buffer =
+            BytesMut::with_capacity(LENGTH_BYTES + FIXED_BYTES + 256 + inner_bytes + TAG_BYTES);
+        record::begin(&mut buffer, Kind::Routed, class);
+        let i = self.first_ulid.plus(n);
+        put_routed(&mut buffer, i, &self.us, &self.peer.node, &self.sid, n);
+        record::end_header(&mut buffer);
+        inner::put(&mut buffer, json, data).map_err(|_| SendError::TooLarge)?;
+        if class != Class::Control && lock(&self.live).request_waits(Instant::now()) {
+            self.ticked.notify_one();
+        }
+        let pushed = lock(&self.queue).push((), class, buffer);
+        match pushed {
+            Ok(()) => {
+                self.queued.notify_one();
+                Ok(())
+            }
+            Err(Refused::Full) => Err(SendError::Full),
+            Err(Refused::ControlOverflow) => {
+                self.end(CloseCode::Timeout, "control queue overflow");
+                Err(SendError::Gone)
+            }
+        }
+    }
+
+    fn room(&self, class: Class) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            loop {
+                let freed = self.freed.notified();
+                tokio::pin!(freed);
+                // Registered before the look, so that no wake between the two is missed.
+                freed.as_mut().enable();
+                if !self.is_open() || lock(&self.queue).room((), class) {
+                    return;
+                }
+                freed.await;
+            }
+        })
+    }
+
+    fn fail(&self, reason: &'static str) {
+        self.end(CloseCode::ProtocolError, reason);
+    }
+}

@@ -1,0 +1,264 @@
+//! The reading task of a link: open, decode, hand on. Whatever a neighbour sends ends in a delivered
+//! frame, a counted drop, or the end of this link and nothing else.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tokio::time::{Instant, timeout};
+
+use super::{Ending, Link, LinkOwner, lock};
+use crate::{
+    crypto::seal::Opener,
+    mesh::{
+        bucket::Bucket,
+        drops::Reason,
+        session::{Session, SessionHandler},
+        transport::{Message, MessageStream, TransportError},
+    },
+    wire::{
+        close::CloseCode,
+        frame::{LinkHeader, RoutedHeader},
+        limits::{BAD_BODIES, BAD_BODY_WINDOW, CLOSE_LINGER},
+        record::{Kind, Record},
+    },
+};
+
+/// Bytes read before other tasks get a turn: records that are already in a buffer never wait for
+/// the socket, so nothing else would interrupt a fast neighbour.
+const YIELD_AFTER_BYTES: usize = 256 * 1024;
+/// Messages thrown away while a closed connection winds down.
+const LINGER_MESSAGES: usize = 64;
+
+/// Tells handler and owner of the end, also when the task is dropped at the end of a drain.
+struct Lost {
+    link: Arc<Link>,
+    session: Arc<dyn Session>,
+    handler: Arc<dyn SessionHandler>,
+    owner: Arc<dyn LinkOwner>,
+}
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        self.link.finish(Ending::Ours {
+            code: CloseCode::ShuttingDown,
+            why: "task dropped".to_owned(),
+        });
+        self.handler.lost(&self.session);
+        if let Some(ending) = self.link.ending.get() {
+            self.owner.ended(&self.link, ending);
+        }
+    }
+}
+
+pub(super) async fn run<R: MessageStream>(
+    link: Arc<Link>,
+    mut stream: R,
+    opener: Opener,
+    handler: Arc<dyn SessionHandler>,
+    owner: Arc<dyn LinkOwner>,
+) {
+    let session: Arc<dyn Session> = link.clone();
+    handler.up(&session);
+    let lost = Lost {
+        link: link.clone(),
+        session,
+        handler,
+        owner,
+    };
+    let mut reader = Reader {
+        lost: &lost,
+        opener,
+        bucket: Bucket::for_link(Instant::now()),
+        bad_bodies: 0,
+        bad_since: Instant::now(),
+    };
+    if let Some(ending) = reader.until_end(&mut stream).await {
+        link.finish(ending);
+    }
+    drop(lost);
+    linger(&mut stream).await;
+}
+
+/// Reads on for a moment without looking: a socket closed with unread bytes would be reset, and the
+/// reset can overtake the close code.
+async fn linger<R: MessageStream>(stream: &mut R) {
+    let _ = timeout(CLOSE_LINGER, async {
+        for _ in 0..LINGER_MESSAGES {
+            if !matches!(stream.next().await, Ok(Some(_))) {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+struct Reader<'a> {
+    lost: &'a Lost,
+    opener: Opener,
+    // Link and gossip frames; relayed frames will be paced instead.
+    bucket: Bucket,
+    bad_bodies: u32,
+    bad_since: Instant,
+}
+
+/// Why a record ends the link.
+type Refusal = (CloseCode, String);
+
+fn protocol(error: impl ToString) -> Refusal {
+    (CloseCode::ProtocolError, error.to_string())
+}
+
+impl Reader<'_> {
+    /// Reads until the connection ends; none when the link was ended elsewhere.
+    async fn until_end<R: MessageStream>(&mut self, stream: &mut R) -> Option<Ending> {
+        let link = self.lost.link.clone();
+        let stopped = link.stop.cancelled();
+        tokio::pin!(stopped);
+        let mut since_yield = 0;
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = &mut stopped => return None,
+                message = stream.next() => message,
+            };
+            let refusal = match message {
+                Ok(Some(Message::Binary(record))) => {
+                    since_yield += record.len();
+                    match self.record(record) {
+                        Ok(()) => {
+                            if since_yield >= YIELD_AFTER_BYTES {
+                                since_yield = 0;
+                                tokio::task::yield_now().await;
+                            }
+                            continue;
+                        }
+                        Err(refusal) => refusal,
+                    }
+                }
+                Ok(Some(Message::Text(_))) => protocol("text message on a link"),
+                Ok(Some(Message::Close { code, .. })) => return Some(Ending::Theirs { code }),
+                Ok(None) => return Some(Ending::Broken("connection closed".to_owned())),
+                Err(error @ TransportError::TooLarge) => {
+                    (CloseCode::RecordFailure, error.to_string())
+                }
+                Err(error @ TransportError::Flood) => (CloseCode::RateLimited, error.to_string()),
+                Err(error @ TransportError::Protocol(_)) => protocol(error),
+                Err(TransportError::Closed) => {
+                    return Some(Ending::Broken("connection closed".to_owned()));
+                }
+                Err(TransportError::Io(error)) => {
+                    return Some(Ending::Broken(format!("connection failed: {error}")));
+                }
+            };
+            link.drops.count(Reason::Misbehaviour);
+            let (code, why) = refusal;
+            return Some(Ending::Ours { code, why });
+        }
+    }
+
+    fn record(&mut self, record: bytes::BytesMut) -> Result<(), Refusal> {
+        let opened = self
+            .opener
+            .open(record)
+            .map_err(|error| (CloseCode::RecordFailure, error.to_string()))?;
+        let now = Instant::now();
+        let link = &self.lost.link;
+        lock(&link.live).heard(now);
+        let record = Record::decode(opened.plain.freeze()).map_err(protocol)?;
+        if !opened.rest.is_empty() && record.kind != Kind::Routed {
+            return Err(protocol("unsealed bytes after a record of this kind"));
+        }
+        match record.kind {
+            Kind::Routed if !opened.rest.is_empty() => {
+                // Sealed for an end-to-end session, of which this node has none.
+                RoutedHeader::decode(&record.header).map_err(protocol)?;
+                self.bad_body(now)
+            }
+            Kind::Routed => self.routed(record),
+            Kind::Link => {
+                self.rated(now)?;
+                self.link_message(&record, now)
+            }
+            Kind::Gossip => {
+                self.rated(now)?;
+                self.lost
+                    .owner
+                    .gossip(link, record.header, record.body)
+                    .map_err(protocol)
+            }
+            Kind::RoutedHandshake | Kind::RoutedNotice => {
+                RoutedHeader::decode(&record.header).map_err(protocol)?;
+                link.drops.count(Reason::UnhandledKind);
+                Ok(())
+            }
+        }
+    }
+
+    fn rated(&mut self, now: Instant) -> Result<(), Refusal> {
+        if self.bucket.take(1, now) {
+            Ok(())
+        } else {
+            Err((CloseCode::RateLimited, "too many link frames".to_owned()))
+        }
+    }
+
+    fn bad_body(&mut self, now: Instant) -> Result<(), Refusal> {
+        self.lost.link.drops.count(Reason::BadBody);
+        if now.saturating_duration_since(self.bad_since) > BAD_BODY_WINDOW {
+            self.bad_since = now;
+            self.bad_bodies = 0;
+        }
+        self.bad_bodies += 1;
+        if self.bad_bodies > BAD_BODIES {
+            return Err((CloseCode::RecordFailure, "too many bad bodies".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn routed(&mut self, record: Record) -> Result<(), Refusal> {
+        let link = &self.lost.link;
+        let header = RoutedHeader::decode(&record.header).map_err(protocol)?;
+        // The header is what a relay would go by, so it is judged as one from a stranger: drop and
+        // count. Who really sent the frame is what the link's key proves.
+        let reason = if header.f != link.peer.node.as_str() {
+            Reason::ForeignOrigin
+        } else if header.t != link.us.as_str() {
+            Reason::NotForUs
+        } else if header.s != link.sid {
+            Reason::UnknownSession
+        } else {
+            self.lost
+                .handler
+                .frame(&self.lost.session, record.class, record.body);
+            return Ok(());
+        };
+        link.drops.count(reason);
+        Ok(())
+    }
+
+    fn link_message(&mut self, record: &Record, now: Instant) -> Result<(), Refusal> {
+        let link = &self.lost.link;
+        match LinkHeader::decode(&record.header).map_err(protocol)? {
+            LinkHeader::Ping { n } => link.send_link(&LinkHeader::Pong { n }),
+            LinkHeader::Pong { n } => {
+                let first = {
+                    let mut live = lock(&link.live);
+                    let known = live.rtt().is_some();
+                    live.pong(n, now);
+                    !known && live.rtt().is_some()
+                };
+                if first {
+                    self.lost.owner.measured(link);
+                }
+            }
+            LinkHeader::Goaway { .. } => {
+                if !link.going_away.swap(true, Ordering::Relaxed) {
+                    self.lost.owner.goaway(link);
+                }
+            }
+            // The close that follows ends the link.
+            LinkHeader::Bye => link.going_away.store(true, Ordering::Relaxed),
+            LinkHeader::Unknown => link.drops.count(Reason::UnknownLinkType),
+        }
+        Ok(())
+    }
+}
