@@ -1,16 +1,36 @@
-//! Configuration: the raw file (contract: README "Configuration") and its resolved form.
+//! Configuration: the file as written ([`raw`]) and its resolved form ([`Config`]).
 //!
-//! Only [`crate::app`] and the commands that write configuration know this module.
+//! Reading goes in steps, each of which adds to one list of problems, so that the operator sees
+//! all of them at once: text -> JSON -> `${VAR}` put in -> shape against the generated [`schema`]
+//! -> meaning, with every default filled in. Only [`crate::app`] and [`crate::cli`] know this
+//! module.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration, time::SystemTime};
+mod problem;
+pub mod raw;
+mod resolve;
+pub mod schema;
+mod shape;
+pub mod strength;
+mod substitute;
+mod when;
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use globset::GlobSet;
 use serde_json::Value;
+
+pub use self::problem::{ConfigError, Problem, render};
 
 use crate::{
     crypto::{identity::PublicKey, secret::Secret},
     ids::{MeshName, NodeId},
     trust::Level,
+    wire::limits,
 };
 
 /// A validated configuration, with every default filled in.
@@ -56,12 +76,18 @@ pub struct Config {
     pub model_registration: ModelRegistration,
     /// Grace period of a drain.
     pub drain_timeout: Duration,
+    /// Longest silence of a handoff.
+    pub handoff_timeout: Duration,
+    /// Sizes and rates.
+    pub limits: Limits,
     /// What the operator should know, without any secret: weak secret, open tool policy.
     pub warnings: Vec<String>,
     /// The tool policy as written, for the part that will judge by it.
     pub tool_proxy: Value,
     /// Key file elsewhere than in the state dir.
     pub identity_file: Option<PathBuf>,
+    /// Whether a secret stands in the configuration itself, so that its file must be private.
+    pub secret_inline: bool,
 }
 
 /// An older secret during rotation (protocol 2).
@@ -93,6 +119,9 @@ pub struct PeerConfig {
     pub port_given: bool,
     /// Its key, when known beforehand: pinned as `trusted`.
     pub key: Option<PublicKey>,
+    /// SHA-256 of the public key (SPKI) of its TLS certificate; replaces the check against web
+    /// roots. Given for `wss` only.
+    pub tls_pin: Option<[u8; 32]>,
 }
 
 /// An agent offered for handoff.
@@ -195,13 +224,196 @@ pub enum ModelRegistration {
     Dynamic,
 }
 
-/// One thing wrong with a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// Where: `peers[2].url`.
-    pub path: String,
-    /// What, with the value unless it is a secret.
-    pub message: String,
-    /// How to mend it.
-    pub hint: String,
+/// Sizes and rates an operator may change (protocol 5 and 9).
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Longest request body.
+    pub request_body_bytes: u64,
+    /// Longest answer.
+    pub response_body_bytes: u64,
+    /// Memory for one peer's streams.
+    pub peer_memory_bytes: u64,
+    /// Memory for all streams.
+    pub node_memory_bytes: u64,
+    /// Connections to the local API.
+    pub connections: u32,
+    /// Requests at once with one local token.
+    pub requests_per_token: u32,
 }
+
+impl Limits {
+    fn from_raw(raw: Option<&raw::Limits>) -> Self {
+        let none = raw::Limits::default();
+        let raw = raw.unwrap_or(&none);
+        let size = |written: Option<u64>, default: usize| written.unwrap_or(default as u64);
+        let count = |written: Option<u32>, default: usize| {
+            written.unwrap_or(u32::try_from(default).unwrap_or(u32::MAX))
+        };
+        Self {
+            request_body_bytes: size(raw.request_body_bytes, limits::REQUEST_BODY_BYTES),
+            response_body_bytes: size(raw.response_body_bytes, limits::RESPONSE_BODY_BYTES),
+            peer_memory_bytes: size(raw.peer_memory_bytes, limits::PEER_BUDGET_BYTES),
+            node_memory_bytes: size(raw.node_memory_bytes, limits::NODE_BUDGET_BYTES),
+            connections: count(raw.connections, limits::LOCAL_CONNECTIONS),
+            requests_per_token: count(raw.requests_per_token, limits::REQUESTS_PER_TOKEN),
+        }
+    }
+}
+
+/// `listenPort` when it is not given.
+pub const DEFAULT_LISTEN_PORT: u16 = 19000;
+/// `proxyPort` when it is not given.
+pub const DEFAULT_PROXY_PORT: u16 = 19001;
+/// A configuration longer than this is not one.
+const CONFIG_BYTES: usize = 4 << 20;
+
+/// Where a configuration comes from. It decides what may be read on its behalf.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// Handed over by the plugin: variables and secret references are resolved already.
+    pub openclaw: bool,
+    /// Folder that relative paths start at.
+    pub folder: &'a Path,
+    /// Environment variables the operator names are asked for here.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl std::fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source")
+            .field("openclaw", &self.openclaw)
+            .field("folder", &self.folder)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source<'_> {
+    /// The command that makes a configuration here.
+    #[must_use]
+    pub fn setup(&self) -> &'static str {
+        if self.openclaw {
+            "openclaw clawmatrix setup"
+        } else {
+            "clawmatrix setup"
+        }
+    }
+}
+
+/// The process's own environment, for [`Source::env`].
+#[must_use]
+pub fn process_env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl Config {
+    /// Reads a configuration file of a node on its own, with the environment of this process.
+    ///
+    /// # Errors
+    /// Every problem of the file, or why it cannot be read.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let shown = path.display();
+        let bytes = fs::read(path).map_err(|error| {
+            ConfigError::one(
+                "",
+                format!("cannot read the configuration `{shown}`: {error}"),
+                "run `clawmatrix setup`, or name another file with `--config`",
+            )
+        })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let source = Source {
+            openclaw: false,
+            folder: &std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()),
+            env: &process_env,
+        };
+        let mut config = Self::from_text(&bytes, &source)?;
+        let holds_secret = config.secret_inline;
+        if holds_secret && crate::state::open_to_others(path).is_ok_and(|open| open) {
+            config.warnings.push(format!(
+                "`{shown}` holds a secret and can be read by other accounts: `chmod 600 {shown}`"
+            ));
+        }
+        Ok(config)
+    }
+
+    /// Reads a configuration as text.
+    ///
+    /// # Errors
+    /// Every problem; a text that is not JSON is told with line and column.
+    pub fn from_text(bytes: &[u8], source: &Source<'_>) -> Result<Self, ConfigError> {
+        Self::from_value(parse(bytes)?, source)
+    }
+
+    /// Reads a configuration as JSON.
+    ///
+    /// # Errors
+    /// Every problem.
+    pub fn from_value(mut config: Value, source: &Source<'_>) -> Result<Self, ConfigError> {
+        let written: Vec<String> = config
+            .as_object()
+            .map(|o| o.keys().cloned().collect())
+            .unwrap_or_default();
+        let mut done = if source.openclaw {
+            substitute::Substituted::default()
+        } else {
+            substitute::substitute(&mut config, source.env)
+        };
+        let mut problems = std::mem::take(&mut done.problems);
+        problems.extend(shape::check(&mut config, &schema::config_schema(), &done));
+        let tool_proxy = config.get("toolProxy").cloned().unwrap_or(Value::Null);
+        let raw = match serde_json::from_value(config) {
+            Ok(raw) => raw,
+            Err(error) => {
+                // The schema and the types come from one source, so this is a fault of ours; the
+                // serde text may quote a value and is not shown.
+                problems.push(Problem {
+                    path: String::new(),
+                    message: format!("the configuration cannot be read ({:?})", error.classify()),
+                    hint: "please report this".into(),
+                });
+                raw::RawConfig::default()
+            }
+        };
+        resolve::resolve(&raw, tool_proxy, written, problems, source)
+    }
+}
+
+/// JSON with the place of a slip.
+fn parse(bytes: &[u8]) -> Result<Value, ConfigError> {
+    if bytes.len() > CONFIG_BYTES {
+        return Err(ConfigError::one(
+            "",
+            format!("the configuration is longer than {CONFIG_BYTES} bytes"),
+            "name the right file with `--config`",
+        ));
+    }
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(ConfigError::one(
+            "",
+            "the configuration is empty",
+            "run `clawmatrix setup`",
+        ));
+    }
+    serde_json::from_slice(bytes).map_err(|error| {
+        let text = error.to_string();
+        let what = text
+            .rsplit_once(" at line ")
+            .map_or(text.as_str(), |(what, _)| what);
+        ConfigError::one(
+            "",
+            format!(
+                "not JSON: {what}, line {} column {}",
+                error.line(),
+                error.column()
+            ),
+            if error.is_eof() {
+                "the file ends too early: it may be half-written"
+            } else {
+                "look for a missing quote, comma or brace just before that place"
+            },
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,33 @@
+//! Keys that are read and checked but have no effect in this version. Saying so at every start is
+//! better than silence, and better than refusing a configuration that will be right later.
+
+use serde_json::Value;
+
+use super::Check;
+use crate::config::raw::RawConfig;
+
+/// Warns of each key in use whose feature is not built.
+pub(super) fn warn(check: &mut Check<'_>, raw: &RawConfig) {
+    let on = |value: &Option<Value>| value.as_ref().is_some_and(|v| *v != Value::Bool(false));
+    let later = [
+        ("agents", raw.agents.as_ref().is_some_and(|a| !a.is_empty())),
+        (
+            "toolProxy",
+            raw.tool_proxy
+                .as_ref()
+                .is_some_and(|t| t.enabled == Some(true)),
+        ),
+        ("dialAdvertised", raw.dial_advertised == Some(true)),
+        ("routes", raw.routes.as_ref().is_some_and(|r| !r.is_empty())),
+        ("llmGuard", raw.llm_guard == Some(true)),
+        ("telemetry", on(&raw.telemetry)),
+        ("relay", raw.relay == Some(true)),
+    ];
+    for (key, used) in later {
+        if used {
+            check
+                .warnings
+                .push(format!("`{key}` has no effect in this version"));
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Listener, peers and trust.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use url::Url;
+
+use super::{Check, entries};
+use crate::{
+    config::{
+        DEFAULT_LISTEN_PORT, Listen, PeerConfig, TrustConfig, TrustedNode,
+        problem::quote,
+        raw::{self, RawConfig},
+    },
+    crypto::identity::PublicKey,
+    ids::{NodeId, unhex},
+};
+
+/// The path of the mesh listener, for peer URLs without one (protocol 3.1).
+const MESH_PATH: &str = "/mesh/v1";
+
+pub(super) fn listen(check: &mut Check<'_>, raw: &RawConfig) -> Option<Listen> {
+    let host = raw.listen_host.as_deref().unwrap_or("0.0.0.0");
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let address = match bare {
+        "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+        _ => bare.parse::<IpAddr>().ok(),
+    };
+    if address.is_none() {
+        check.problem(
+            "listenHost",
+            format!("{} is not an IP address", quote(host)),
+            "use `0.0.0.0` for every IPv4 address, `::` for IPv6 too, or one address of this machine",
+        );
+    }
+    let port = raw.listen_port.unwrap_or(DEFAULT_LISTEN_PORT);
+    if raw.listen != Some(true) {
+        return None;
+    }
+    Some(Listen {
+        host: address?,
+        port,
+    })
+}
+
+pub(super) fn peers(
+    check: &mut Check<'_>,
+    list: Option<&[Option<raw::Peer>]>,
+    ourselves: Option<&NodeId>,
+) -> Vec<PeerConfig> {
+    let mut peers = Vec::new();
+    let mut seen = BTreeMap::new();
+    for (i, entry) in entries(list.unwrap_or_default()) {
+        let path = format!("peers[{i}]");
+        let id_path = format!("{path}.nodeId");
+        let node_id = entry
+            .node_id
+            .as_deref()
+            .and_then(|text| check.node_id(&id_path, text));
+        if let Some(node_id) = &node_id {
+            if ourselves.is_some_and(|us| us.folded() == node_id.folded()) {
+                check.problem(
+                    &id_path,
+                    format!("`{node_id}` is this node itself"),
+                    "a node does not dial itself: remove the entry, or give this node another `nodeId`",
+                );
+            } else if let Some(first) = seen.insert(node_id.folded(), i) {
+                check.problem(
+                    &id_path,
+                    format!("`{node_id}` stands in `peers[{first}]` already"),
+                    "keep one entry for each node; names that differ only in case are the same",
+                );
+            }
+        }
+        let url = entry
+            .url
+            .as_deref()
+            .and_then(|text| peer_url(check, &format!("{path}.url"), text));
+        let key = entry
+            .key
+            .as_deref()
+            .and_then(|text| key(check, &format!("{path}.key"), text));
+        let tls_pin = entry
+            .tls_pin
+            .as_deref()
+            .and_then(|text| pin(check, &format!("{path}.tlsPin"), text));
+        if let (Some(_), Some((url, _))) = (&tls_pin, &url)
+            && url.scheme() == "ws"
+        {
+            check.problem(
+                format!("{path}.tlsPin"),
+                format!("{} has no TLS to pin", quote(url.as_str())),
+                "use `wss://`, or remove `tlsPin`",
+            );
+        }
+        if let (Some(node_id), Some((url, port_given))) = (node_id, url) {
+            peers.push(PeerConfig {
+                node_id,
+                url,
+                port_given,
+                key,
+                tls_pin,
+            });
+        }
+    }
+    peers
+}
+
+/// A peer's URL with path filled in, and whether its port was written out.
+fn peer_url(check: &mut Check<'_>, path: &str, text: &str) -> Option<(Url, bool)> {
+    let bad = |check: &mut Check<'_>, message: String, hint: &str| {
+        check.problem(path, message, hint);
+        None
+    };
+    const FORM: &str = "write `wss://host/…` or `ws://host:19000`";
+    if !text.contains("://") {
+        return bad(check, format!("{} is not a URL", quote(text)), FORM);
+    }
+    let mut url = match Url::parse(text) {
+        Ok(url) => url,
+        // The text is not shown when it may hold a password.
+        Err(error) if text.contains('@') => return bad(check, format!("not a URL: {error}"), FORM),
+        Err(error) => {
+            return bad(
+                check,
+                format!("{} is not a URL: {error}", quote(text)),
+                FORM,
+            );
+        }
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return bad(
+            check,
+            "the URL holds a user name or password (not shown)".to_owned(),
+            "remove it: nodes prove themselves by the cluster secret",
+        );
+    }
+    if !matches!(url.scheme(), "ws" | "wss") {
+        return bad(
+            check,
+            format!("{} is not a WebSocket URL", quote(text)),
+            "use `ws://` or `wss://`",
+        );
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return bad(check, format!("{} names no host", quote(text)), FORM);
+    }
+    if url.fragment().is_some() {
+        return bad(
+            check,
+            format!("{} has a `#` part", quote(text)),
+            "remove it",
+        );
+    }
+    let port_given = port_written(text);
+    if url.path() == "/" || url.path().is_empty() {
+        url.set_path(MESH_PATH);
+    }
+    Some((url, port_given))
+}
+
+/// Whether a port stands in the text. The parsed URL cannot tell: it drops a port that is its
+/// scheme's default.
+fn port_written(text: &str) -> bool {
+    let after = text.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = after.split(['/', '?', '#']).next().unwrap_or("");
+    let host_end = authority.rfind(']').map_or(0, |i| i + 1);
+    authority[host_end..]
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| !port.is_empty())
+}
+
+/// A public key in its text form.
+fn key(check: &mut Check<'_>, path: &str, text: &str) -> Option<PublicKey> {
+    let bytes = URL_SAFE_NO_PAD
+        .decode(text)
+        .ok()
+        .and_then(|b| <[u8; 32]>::try_from(b).ok());
+    let valid =
+        bytes.filter(|b| ed25519_dalek::VerifyingKey::from_bytes(b).is_ok_and(|k| !k.is_weak()));
+    if valid.is_none() {
+        check.problem(
+            path,
+            format!("{} is not a public key", quote(text)),
+            "copy the 43 characters that `clawmatrix identity` prints on that node",
+        );
+    }
+    valid.map(PublicKey)
+}
+
+/// A SHA-256 as hexadecimal, or base64 of either alphabet, with or without `sha256/` in front.
+fn pin(check: &mut Check<'_>, path: &str, text: &str) -> Option<[u8; 32]> {
+    let digest = text
+        .trim_start_matches("sha256/")
+        .trim_start_matches("sha256//");
+    let hex: String = digest.chars().filter(|c| *c != ':').collect();
+    let found = unhex::<32>(&hex.to_ascii_lowercase()).ok().or_else(|| {
+        [&STANDARD, &STANDARD_NO_PAD, &URL_SAFE_NO_PAD]
+            .iter()
+            .find_map(|engine| engine.decode(digest).ok()?.try_into().ok())
+    });
+    if found.is_none() {
+        check.problem(
+            path,
+            format!("{} is not a SHA-256", quote(text)),
+            "`openssl x509 -in cert.pem -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256` prints it",
+        );
+    }
+    found
+}
+
+pub(super) fn trust(check: &mut Check<'_>, raw: Option<&raw::Trust>) -> TrustConfig {
+    let Some(raw) = raw else {
+        return TrustConfig::default();
+    };
+    let mut nodes = Vec::new();
+    let mut seen = BTreeMap::new();
+    for (name, entry) in raw.nodes.iter().flatten() {
+        let path = format!("trust.nodes.{name}");
+        let Some(node) = check.node_id(&path, name) else {
+            continue;
+        };
+        if let Some(first) = seen.insert(node.folded(), name) {
+            check.problem(
+                &path,
+                format!("`{first}` is the same name"),
+                "names that differ only in case are the same: keep one",
+            );
+        }
+        let labels = check.labels(&format!("{path}.labels"), entry.labels.as_ref(), usize::MAX);
+        let key = entry
+            .key
+            .as_deref()
+            .and_then(|text| key(check, &format!("{path}.key"), text));
+        nodes.push(TrustedNode { node, key, labels });
+    }
+    TrustConfig {
+        explicit: raw.mode == Some(raw::TrustMode::Explicit),
+        nodes,
+    }
+}
+
+pub(super) fn trusted_proxies(
+    check: &mut Check<'_>,
+    list: Option<&[Option<String>]>,
+) -> Vec<String> {
+    let mut proxies = Vec::new();
+    for (i, text) in entries(list.unwrap_or_default()) {
+        let (address, length) = text
+            .split_once('/')
+            .map_or((text.as_str(), None), |(a, l)| (a, Some(l)));
+        let valid = address.parse::<IpAddr>().is_ok_and(|ip| {
+            let most = if ip.is_ipv4() { 32 } else { 128 };
+            length.is_none_or(|l| l.parse::<u8>().is_ok_and(|l| l <= most))
+        });
+        if valid {
+            proxies.push(text.clone());
+        } else {
+            check.problem(
+                format!("trustedProxies[{i}]"),
+                format!("{} is not an address or CIDR range", quote(text)),
+                "write `127.0.0.1`, `10.0.0.0/8` or `fd00::/8`",
+            );
+        }
+    }
+    proxies
+}
+
+/// The listener speaks plain `ws://` only: a certificate that would silently not be used is
+/// refused, because nodes that dial `wss://` would fail without a word here.
+pub(super) fn tls(check: &mut Check<'_>, raw: Option<&raw::Tls>) {
+    if raw.is_some() {
+        check.problem(
+            "tls",
+            "this version does not serve TLS itself",
+            "remove `tls`; links are encrypted without it, and a reverse proxy (Caddy, nginx) gives `wss://`",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::port_written;
+
+    #[test]
+    fn port_is_told_from_the_text() {
+        for (text, written) in [
+            ("ws://a", false),
+            ("ws://a:80", true),
+            ("ws://a:/x", false),
+            ("ws://[::1]", false),
+            ("ws://[::1]:19000/x", true),
+            ("wss://a/b:1", false),
+        ] {
+            assert_eq!(port_written(text), written, "{text}");
+        }
+    }
+}
