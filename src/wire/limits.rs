@@ -19,6 +19,8 @@ pub const SECRET_MIN_CHARS: usize = 16;
 // -- 3 handshake ---------------------------------------------------------------------------------
 /// Longest handshake message, in bytes.
 pub const HANDSHAKE_MESSAGE_BYTES: usize = 2 * KIB;
+/// Versions a hello may offer.
+pub const HANDSHAKE_VERSIONS: usize = 16;
 /// Longest `params` JSON, in bytes.
 pub const PARAMS_BYTES: usize = 512;
 /// Header bytes of an upgrade request.
