@@ -4,15 +4,79 @@
 //! It knows nothing of models or tools: a request is a kind, a JSON object and a body. Callers open
 //! a [`Call`]; the node asked gets an [`Incoming`] through its [`InboundHandler`].
 
-use std::{fmt, sync::Arc, time::Duration};
+//!
+//! ```text
+//! Call -- outbound --.                                  .-- inbound -- BodyReader, Reply
+//!                     remote (one per peer and boot) --+
+//! sender, receiver --'  timers, acks, sessions          '-- sender, receiver
+//! ```
+//!
+//! [`sender`] and [`receiver`] are pure; [`remote`] holds the table of one other process under one
+//! mutex; one task of the whole layer looks at the clock every 100 ms while anything is open.
+
+mod budget;
+mod call;
+mod dispatch;
+mod inbound;
+mod incoming;
+mod message;
+mod outbound;
+mod receiver;
+mod remote;
+mod rids;
+mod sender;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-
-use crate::{
-    ids::RequestId,
-    mesh::session::{Class, Peer, Session},
-    wire::code::Failure,
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
 };
+
+use self::{
+    outbound::Outbound,
+    receiver::Receiver,
+    remote::Flow,
+    remote::Remote,
+    rids::Slots,
+    sender::{Outgoing, Sender, Time},
+    stats::Counters,
+};
+use crate::{
+    crypto::identity::PublicKey,
+    drain::Tasks,
+    ids::{Boot, RequestId, SessionId},
+    mesh::session::{Class, SessionHandler},
+    wire::{
+        code::{Code, Failure},
+        inner,
+        limits::{
+            ACK_DELAY, INITIAL_WINDOW, INLINE_BODY_BYTES, NODE_BUDGET_BYTES, PAUSE,
+            REQUEST_BODY_BYTES, RESPONSE_BODY_BYTES, RIDS_PER_PEER,
+        },
+    },
+};
+
+pub use self::{
+    budget::{HeldBody, NodeBudget},
+    call::Call,
+    incoming::{BodyReader, Incoming, Reply},
+    message::Phase,
+    stats::{Drop as DropReason, Stats},
+};
+pub use crate::mesh::session::SessionRef;
 
 /// Kinds of request (protocol 5.3); the text is the inner `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +92,6 @@ pub enum Kind {
 }
 
 /// One request to another node.
-#[derive(Debug)]
 pub struct NewRequest {
     /// Names the exchange at both ends.
     pub rid: RequestId,
@@ -37,7 +100,8 @@ pub struct NewRequest {
     /// The fields of the request as the inside of a JSON object, `"model":"m","stream":true`,
     /// without `type`, `rid`, `at`, `dl` and `blen`, which the exchange adds.
     pub fields: String,
-    /// The whole body. Up to 32 KiB ride in the request, the rest follows as chunks under credit.
+    /// The whole body. Up to 32 KiB ride in the request, a larger one follows as chunks under
+    /// credit. It counts against the node's budget while it is needed.
     pub body: Bytes,
     /// Class of the request and its chunks.
     pub class: Class,
@@ -69,6 +133,27 @@ pub struct End {
     pub usage: Option<Box<serde_json::value::RawValue>>,
     /// Result, as raw JSON, for kinds that have one.
     pub result: Option<Box<serde_json::value::RawValue>>,
+}
+
+impl End {
+    /// About the length of its JSON.
+    fn json_bytes(&self) -> usize {
+        let raw = |value: &Option<Box<serde_json::value::RawValue>>| {
+            value.as_ref().map_or(0, |value| value.get().len() + 16)
+        };
+        raw(&self.usage) + raw(&self.result) + 32
+    }
+}
+
+impl fmt::Debug for NewRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without fields and body: prompts are nobody's business in a log.
+        f.debug_struct("NewRequest")
+            .field("rid", &self.rid)
+            .field("kind", &self.kind)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// One item of an answer, in order.
@@ -104,139 +189,410 @@ pub trait InboundHandler: Send + Sync + fmt::Debug {
     fn handle(&self, incoming: Incoming);
 }
 
-/// One request from another node.
-#[derive(Debug)]
-pub struct Incoming {
-    /// Who asks; verified.
-    pub caller: Peer,
-    /// Names the exchange.
-    pub rid: RequestId,
-    /// What is asked.
-    pub kind: Kind,
-    /// The request's JSON object, whole.
-    pub json: Bytes,
-    /// Total body length, already checked against the limit.
-    pub body_bytes: u64,
-    /// The body.
-    pub body: BodyReader,
-    /// Where the answer goes.
-    pub reply: Reply,
-}
-
-/// The session type that carries exchanges.
-pub type SessionRef = Arc<dyn Session>;
-
-/// Placeholder until the implementation lands.
-#[derive(Debug)]
-pub struct BodyReader {}
-
-impl BodyReader {
-    /// The next bytes of the body; none at its end. Reading is what grants further credit.
-    ///
-    /// # Errors
-    /// [`Failure`] when the asking side cancelled, was lost, or ran out of time.
-    #[expect(
-        clippy::unused_async,
-        clippy::todo,
-        reason = "replaced by the implementation"
-    )]
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        todo!()
+impl Item {
+    /// Whether nothing follows it.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        match self {
+            Item::Accept => false,
+            Item::Head { fin, .. } | Item::Chunk { fin, .. } => fin.is_some(),
+            Item::End(_) => true,
+        }
     }
 }
 
-/// Placeholder until the implementation lands. Dropped without an end it answers `internal`.
-#[derive(Debug)]
-pub struct Reply {}
+/// Limits an operator may set.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Longest request body this node takes or sends.
+    pub request_body_bytes: u64,
+    /// Longest answer this node takes.
+    pub response_body_bytes: u64,
+    /// Bytes held for all peers.
+    pub node_budget_bytes: usize,
+}
 
-#[expect(
-    clippy::unused_async,
-    clippy::todo,
-    reason = "replaced by the implementation"
-)]
-impl Reply {
-    /// Says that the request is taken.
-    ///
-    /// # Errors
-    /// [`Failure`] when the asking side cancelled, was lost, or ran out of time; the same below.
-    pub async fn accept(&mut self) -> Result<(), Failure> {
-        todo!()
-    }
-    /// Begins the answer; `fin` makes it the whole of it.
-    ///
-    /// # Errors
-    /// As [`Reply::accept`].
-    pub async fn head(
-        &mut self,
-        _status: u16,
-        _meta: &str,
-        _data: Bytes,
-        _fin: Option<End>,
-    ) -> Result<(), Failure> {
-        todo!()
-    }
-    /// Sends further bytes, waiting for credit and for room on the link.
-    ///
-    /// # Errors
-    /// As [`Reply::accept`].
-    pub async fn chunk(&mut self, _data: Bytes, _fin: Option<End>) -> Result<(), Failure> {
-        todo!()
-    }
-    /// Ends the answer.
-    ///
-    /// # Errors
-    /// As [`Reply::accept`].
-    pub async fn end(self, _end: End) -> Result<(), Failure> {
-        todo!()
-    }
-    /// Ends it with a failure. Synchronous, so that it can be called from `Drop` guards.
-    pub fn fail(self, _failure: Failure) {
-        todo!()
-    }
-    /// Resolves when the asking side cancelled, was lost, or ran out of time; the reason is what
-    /// [`Reply::chunk`] would return.
-    pub async fn cancelled(&self) -> Failure {
-        todo!()
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_body_bytes: REQUEST_BODY_BYTES as u64,
+            response_body_bytes: RESPONSE_BODY_BYTES as u64,
+            node_budget_bytes: NODE_BUDGET_BYTES,
+        }
     }
 }
 
-/// One request of ours. Dropping it before its end sends `cancel`.
+/// What all parts of the layer share.
 #[derive(Debug)]
-pub struct Call {}
+struct Shared {
+    tasks: Tasks,
+    inbound: Arc<dyn InboundHandler>,
+    limits: Limits,
+    started: Instant,
+    budget: NodeBudget,
+    slots: Slots,
+    counters: Counters,
+    draining: AtomicBool,
+    /// The clock task runs every 100 ms; otherwise it sleeps until [`Shared::wake_soon`].
+    ticking: AtomicBool,
+    wake: Arc<Notify>,
+    table: Mutex<Table>,
+}
 
-impl Call {
-    /// The next item of the answer; none after the last.
-    ///
-    /// # Errors
-    /// [`Failure`]: the one outcome, after which nothing more comes.
-    #[expect(
-        clippy::unused_async,
-        clippy::todo,
-        reason = "replaced by the implementation"
-    )]
-    pub async fn next(&mut self) -> Result<Option<Item>, Failure> {
-        todo!()
+/// Which process a session belongs to.
+#[derive(Debug, Default)]
+struct Table {
+    sessions: HashMap<SessionId, Arc<Remote>>,
+    /// One boot a key: another one has taken its place.
+    remotes: HashMap<PublicKey, (Boot, Arc<Remote>)>,
+    clock_runs: bool,
+}
+
+impl Shared {
+    fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+
+    fn draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something is open now: the clock must tick.
+    fn wake_soon(&self) {
+        if !self.ticking.swap(true, Relaxed) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// One look at every clock. Returns how long the next may wait; none for until woken.
+    fn tick(&self, paused: bool) -> (usize, Option<Duration>) {
+        self.ticking.store(false, Relaxed);
+        let remotes: Vec<(PublicKey, Arc<Remote>)> = self
+            .table()
+            .remotes
+            .iter()
+            .map(|(key, (_, remote))| (*key, Arc::clone(remote)))
+            .collect();
+        let mut soon = false;
+        let mut live = 0;
+        let mut expiry: Option<Time> = None;
+        for (key, remote) in remotes {
+            let next = remote.tick(paused);
+            soon |= next.soon;
+            live += next.live;
+            if let Some(at) = next.expiry {
+                expiry = Some(expiry.map_or(at, |earlier| earlier.min(at)));
+            }
+            if next.live == 0 && next.remembered == 0 && next.unreachable {
+                let mut table = self.table();
+                // Unless a session came meanwhile.
+                if !table
+                    .sessions
+                    .values()
+                    .any(|other| Arc::ptr_eq(other, &remote))
+                    && table
+                        .remotes
+                        .get(&key)
+                        .is_some_and(|(_, r)| Arc::ptr_eq(r, &remote))
+                {
+                    table.remotes.remove(&key);
+                }
+            }
+        }
+        if soon {
+            self.ticking.store(true, Relaxed);
+            return (live, Some(ACK_DELAY));
+        }
+        let wait = expiry.map(|at| at.saturating_sub(self.now()).max(ACK_DELAY));
+        (live, wait)
+    }
+}
+
+/// Ticks while anything is open. Ends when the layer is gone, or drained and idle.
+async fn run_clock(shared: Weak<Shared>, wake: Arc<Notify>) {
+    let mut due = None;
+    loop {
+        let wait = {
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
+            let now = shared.now();
+            let paused = due.is_some_and(|due| now > due + PAUSE);
+            let (live, wait) = shared.tick(paused);
+            if live == 0 && shared.draining() {
+                shared.table().clock_runs = false;
+                return;
+            }
+            due = wait.map(|wait| now + wait);
+            wait
+        };
+        let woken = match wait {
+            Some(ACK_DELAY) => {
+                tokio::time::sleep(ACK_DELAY).await;
+                false
+            }
+            Some(wait) => tokio::time::timeout(wait, wake.notified()).await.is_ok(),
+            None => {
+                wake.notified().await;
+                true
+            }
+        };
+        if woken {
+            // What is due now waits for company (protocol 5.4).
+            due = None;
+            tokio::time::sleep(ACK_DELAY).await;
+        }
     }
 }
 
 /// Handle to all exchanges of this node; cheap to clone. Implements
 /// [`crate::mesh::session::SessionHandler`].
 #[derive(Debug, Clone)]
-pub struct Exchange {}
+pub struct Exchange {
+    shared: Arc<Shared>,
+}
 
-#[expect(clippy::todo, reason = "replaced by the implementation")]
 impl Exchange {
     /// All exchanges of one node, `inbound` being asked for what others send.
     #[must_use]
-    pub fn new(_tasks: crate::drain::Tasks, _inbound: Arc<dyn InboundHandler>) -> Self {
-        todo!()
+    pub fn new(tasks: Tasks, inbound: Arc<dyn InboundHandler>) -> Self {
+        Self::with_limits(tasks, inbound, Limits::default())
     }
+
+    /// The same with limits of the operator's.
+    #[must_use]
+    pub fn with_limits(tasks: Tasks, inbound: Arc<dyn InboundHandler>, limits: Limits) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                tasks,
+                inbound,
+                started: Instant::now(),
+                budget: NodeBudget::new(limits.node_budget_bytes),
+                limits,
+                slots: Slots::default(),
+                counters: Counters::default(),
+                draining: AtomicBool::new(false),
+                ticking: AtomicBool::new(false),
+                wake: Arc::new(Notify::new()),
+                table: Mutex::default(),
+            }),
+        }
+    }
+
     /// Sends a request over `session`.
     ///
     /// # Errors
     /// [`Failure`] with stage `not_started`: `overloaded`, `peer_unreachable`, `payload_too_large`,
     /// `shutting_down`.
-    pub fn open(&self, _session: &SessionRef, _request: NewRequest) -> Result<Call, Failure> {
-        todo!()
+    pub fn open(&self, session: &SessionRef, request: NewRequest) -> Result<Call, Failure> {
+        let shared = &self.shared;
+        if shared.draining() {
+            return Err(inbound::shutting_down());
+        }
+        let remote = self.remote(session)?;
+        let body_bytes = request.body.len() as u64;
+        if body_bytes > shared.limits.request_body_bytes {
+            return Err(Failure::not_started(
+                Code::PayloadTooLarge,
+                "the request body is larger than a request may be",
+            ));
+        }
+        if remote.budget.tight() {
+            return Err(inbound::overloaded());
+        }
+        let dl = u64::try_from(request.timeouts.deadline.as_millis()).unwrap_or(u64::MAX >> 11);
+        let once = request.kind.once();
+        let at = once.then(|| u64::try_from(session.elapsed().as_millis()).unwrap_or(0));
+        let rid = request.rid;
+        let json = message::request(
+            request.kind,
+            rid,
+            at,
+            dl.min(u64::MAX >> 11),
+            body_bytes,
+            &request.fields,
+        );
+        if !inner::fits(json.len(), 0) {
+            return Err(Failure::not_started(
+                Code::PayloadTooLarge,
+                "the request's fields are larger than a frame",
+            ));
+        }
+        let rides =
+            request.body.len() <= INLINE_BODY_BYTES && inner::fits(json.len(), request.body.len());
+        let (data, body) = if rides {
+            (request.body, Bytes::new())
+        } else {
+            (Bytes::new(), request.body)
+        };
+        let held_body = if body.is_empty() {
+            None
+        } else {
+            Some(
+                shared
+                    .budget
+                    .hold(body.len())
+                    .ok_or_else(inbound::overloaded)?,
+            )
+        };
+        let (taken, flow) = remote.with(|state, out, moment| {
+            if state.outbound.len() >= RIDS_PER_PEER || state.outbound.contains_key(&rid) {
+                return None;
+            }
+            state.wake_clocks(moment.now);
+            let mut up = Sender::new(INITIAL_WINDOW, remote.budget.account());
+            let item = Outgoing {
+                json,
+                data,
+                class: request.class,
+            };
+            if !up.push(item, false) {
+                return None;
+            }
+            let down = Receiver::new(
+                INITIAL_WINDOW,
+                shared.limits.response_body_bytes,
+                moment.now,
+                remote.budget.account(),
+            );
+            let mut entry = Outbound::new(
+                up,
+                down,
+                request.class,
+                request.idempotent,
+                once,
+                request.timeouts,
+                body,
+                held_body,
+                moment.now,
+            );
+            let more = entry.fill(rid);
+            out.pump(rid, message::Dir::Up, &mut entry.up, moment);
+            state.outbound.insert(rid, entry);
+            shared.counters.opened_outbound();
+            Some(more)
+        });
+        let more = taken.ok_or_else(inbound::overloaded)?;
+        let call = Call::new(Arc::clone(&remote), rid);
+        if more || matches!(flow, Flow::Blocked(..)) {
+            shared.tasks.spawn(call::upload(remote, rid));
+        }
+        shared.wake_soon();
+        Ok(call)
+    }
+
+    /// Asks how far a request of ours has come at the other side. One that it does not know is
+    /// refused there from now on (protocol 7.1).
+    ///
+    /// # Errors
+    /// [`Failure`] when no answer came within `timeout`.
+    pub async fn query(
+        &self,
+        session: &SessionRef,
+        rid: RequestId,
+        timeout: Duration,
+    ) -> Result<Phase, Failure> {
+        let remote = self.remote(session)?;
+        let (answer, answered) = oneshot::channel();
+        remote.with(|state, out, _| {
+            state.queries.insert(rid, answer);
+            out.control(message::query(rid));
+        });
+        match tokio::time::timeout(timeout, answered).await {
+            Ok(Ok(phase)) => Ok(phase),
+            Ok(Err(_)) | Err(_) => Err(outbound::unknown_outcome("the node did not answer")),
+        }
+    }
+
+    /// Takes no new work and sends none; what is open goes on.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Relaxed);
+        // Not only when idle: the clock task ends by itself once all is done.
+        self.shared.wake.notify_one();
+    }
+
+    /// The node's budget, for callers that buffer whole bodies.
+    #[must_use]
+    pub fn budget(&self) -> NodeBudget {
+        self.shared.budget.clone()
+    }
+
+    /// One look at the counters.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let remotes: Vec<Arc<Remote>> = self
+            .shared
+            .table()
+            .remotes
+            .values()
+            .map(|(_, remote)| Arc::clone(remote))
+            .collect();
+        let remembered = remotes.iter().map(|remote| remote.remembered()).sum();
+        self.shared
+            .counters
+            .snapshot(self.shared.budget.held(), remembered)
+    }
+
+    fn remote(&self, session: &SessionRef) -> Result<Arc<Remote>, Failure> {
+        self.shared
+            .table()
+            .sessions
+            .get(&session.id())
+            .cloned()
+            .ok_or_else(|| Failure::not_started(Code::PeerUnreachable, "the node is not connected"))
+    }
+}
+
+impl SessionHandler for Exchange {
+    fn up(&self, session: &SessionRef) {
+        let peer = session.peer();
+        let mut replaced = None;
+        let (remote, start_clock) = {
+            let mut table = self.shared.table();
+            let known = table
+                .remotes
+                .get(&peer.key)
+                .filter(|(boot, _)| *boot == peer.boot)
+                .map(|(_, remote)| Arc::clone(remote));
+            let remote = known.unwrap_or_else(|| {
+                let remote = Arc::new(Remote::new(Arc::clone(&self.shared)));
+                replaced = table
+                    .remotes
+                    .insert(peer.key, (peer.boot, Arc::clone(&remote)));
+                remote
+            });
+            table.sessions.insert(session.id(), Arc::clone(&remote));
+            (remote, !std::mem::replace(&mut table.clock_runs, true))
+        };
+        if let Some((_, old)) = replaced {
+            // The process behind it is gone and has forgotten everything (protocol 4.5).
+            old.end();
+        }
+        remote.add_session(session);
+        if start_clock {
+            let clock = run_clock(Arc::downgrade(&self.shared), Arc::clone(&self.shared.wake));
+            self.shared.tasks.spawn(clock);
+        }
+    }
+
+    fn frame(&self, session: &SessionRef, _class: Class, inner: Bytes) {
+        // A frame of a session that was never up, or is lost, belongs to nobody.
+        if let Ok(remote) = self.remote(session) {
+            dispatch::frame(&remote, session, inner);
+            self.shared.wake_soon();
+        }
+    }
+
+    fn lost(&self, session: &SessionRef) {
+        let remote = self.shared.table().sessions.remove(&session.id());
+        if let Some(remote) = remote {
+            remote.remove_session(session);
+            // To forget what ended, in time.
+            self.shared.wake_soon();
+        }
     }
 }

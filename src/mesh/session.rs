@@ -67,6 +67,9 @@ pub trait Session: Send + Sync + fmt::Debug {
     fn fail(&self, reason: &'static str);
 }
 
+/// A session, shared by all who send in it.
+pub type SessionRef = Arc<dyn Session>;
+
 /// What a session's owner tells the layer above. Called on the runtime's thread, so it must not
 /// block; all calls of one session come in order.
 pub trait SessionHandler: Send + Sync + fmt::Debug {

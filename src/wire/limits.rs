@@ -100,10 +100,21 @@ pub const HDR_BYTES: usize = 4 * KIB;
 pub const INITIAL_WINDOW: u64 = 256 * KIB as u64;
 /// Largest credit of a half-stream.
 pub const MAX_WINDOW: u64 = 4 * MIB as u64;
+/// Items of one half-stream on their way: the sender stops there, and a number this far ahead is an
+/// error. Acks come at half of it, so it bounds memory, never speed.
+pub const UNACKED_ITEMS: u64 = 4096;
 /// Bytes held for one peer.
 pub const PEER_BUDGET_BYTES: usize = 16 * MIB;
 /// Bytes held by the node.
 pub const NODE_BUDGET_BYTES: usize = 128 * MIB;
+/// Entries of one `ack`: so many fit into one frame whatever their numbers.
+pub const ACK_ENTRIES: usize = 512;
+/// Bytes of the text of one `error`: a provider's own words and some of ours.
+pub const FAILURE_MESSAGE_BYTES: usize = PROVIDER_ERROR_BYTES + 512;
+/// A request nothing was said about for this long is accepted in its node's name.
+pub const AUTO_ACCEPT: Duration = Duration::from_secs(1);
+/// Streams aborted for ignored credit that end the session.
+pub const CREDIT_VIOLATIONS: u32 = 3;
 /// Acks wait at most this long for company.
 pub const ACK_DELAY: Duration = Duration::from_millis(100);
 /// Shortest retransmission timeout.

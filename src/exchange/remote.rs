@@ -1,0 +1,355 @@
+//! One other process: the requests between it and us, over whichever session reaches it.
+//!
+//! Its table belongs to the peer's key and boot, not to a session (protocol 4.5): while one of its
+//! sessions is up, streams go on in it. One mutex guards the table; frames leave after it is
+//! released, so that a session may call back at will.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    Shared,
+    budget::PeerBudget,
+    inbound::Inbound,
+    message::{self, Ack, Dir, Phase},
+    outbound::Outbound,
+    rids::Tombs,
+    sender::{Sender, Time},
+};
+use crate::{
+    ids::RequestId,
+    mesh::session::{Class, SendError, Session, SessionRef},
+    wire::limits::{
+        ACK_ENTRIES, CREDIT_VIOLATIONS, NOOP_AFTER, PEER_BUDGET_BYTES, SESSION_LOST_AFTER,
+    },
+};
+
+/// One frame that waits for the mutex to be released.
+#[derive(Debug)]
+pub(super) struct Frame {
+    class: Class,
+    json: Bytes,
+    data: Bytes,
+    /// The item in it: taken back when the link has no room.
+    item: Option<(RequestId, Dir, u64, bool)>,
+}
+
+/// Frames to be sent once the mutex is released.
+#[derive(Debug, Default)]
+pub(super) struct Outbox(Vec<Frame>);
+
+impl Outbox {
+    /// A frame without a number, in the class that is always taken.
+    pub(super) fn control(&mut self, json: Bytes) {
+        self.0.push(Frame {
+            class: Class::Control,
+            json,
+            data: Bytes::new(),
+            item: None,
+        });
+    }
+
+    /// Everything of `sender` that may go.
+    pub(super) fn pump(&mut self, rid: RequestId, dir: Dir, sender: &mut Sender, at: &Moment<'_>) {
+        while let Some((seq, again, item)) = sender.take(at.now) {
+            if again {
+                at.shared.counters.resent.fetch_add(1, Relaxed);
+            }
+            self.0.push(Frame {
+                class: item.class,
+                json: item.json,
+                data: item.data,
+                item: Some((rid, dir, seq, again)),
+            });
+        }
+    }
+}
+
+/// What every transition needs to know of the world.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment<'a> {
+    pub(super) now: Time,
+    pub(super) rtt: Option<Duration>,
+    pub(super) shared: &'a Shared,
+}
+
+/// How sending went.
+#[derive(Debug)]
+pub(super) enum Flow {
+    /// Everything was taken.
+    Clear,
+    /// This class has no room; the item waits in its stream.
+    Blocked(SessionRef, Class),
+    /// There is no session; word of it follows.
+    Gone,
+}
+
+/// The table of one other process.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Live sessions, newest last.
+    sessions: Vec<SessionRef>,
+    pub(super) outbound: HashMap<RequestId, Outbound>,
+    pub(super) inbound: HashMap<RequestId, Inbound>,
+    pub(super) asked: Tombs,
+    pub(super) served: Tombs,
+    /// Acks of streams that are gone.
+    pub(super) late_acks: Vec<Ack>,
+    pub(super) queries: HashMap<RequestId, oneshot::Sender<Phase>>,
+    pub(super) violations: u32,
+    /// When something authenticated last came, and something of ours last left.
+    heard: Time,
+    sent: Time,
+}
+
+impl State {
+    /// The session to send in.
+    pub(super) fn session(&self) -> Option<&SessionRef> {
+        self.sessions.last()
+    }
+
+    fn put_back(&mut self, (rid, dir, seq, again): (RequestId, Dir, u64, bool)) {
+        let sender = match dir {
+            Dir::Up => self.outbound.get_mut(&rid).map(|entry| &mut entry.up),
+            Dir::Down => self.inbound.get_mut(&rid).map(|entry| &mut entry.down),
+        };
+        if let Some(sender) = sender {
+            sender.put_back(seq, again);
+        }
+    }
+
+    /// Acks for a stream that is gone; a flood of such items does not pile up.
+    pub(super) fn late_ack(&mut self, ack: Ack, out: &mut Outbox) {
+        self.late_acks.push(ack);
+        if self.late_acks.len() >= ACK_ENTRIES {
+            out.control(message::ack(&std::mem::take(&mut self.late_acks)));
+        }
+    }
+
+    /// Notes a sign of life.
+    pub(super) fn heard(&mut self, now: Time) {
+        self.heard = now;
+    }
+
+    /// Nothing of ours is under way here: the first request starts the clocks of silence.
+    pub(super) fn wake_clocks(&mut self, now: Time) {
+        if self.outbound.is_empty() && self.inbound.is_empty() {
+            self.heard = now;
+            self.sent = now;
+        }
+    }
+}
+
+/// One other process.
+#[derive(Debug)]
+pub(super) struct Remote {
+    pub(super) shared: Arc<Shared>,
+    pub(super) budget: PeerBudget,
+    state: Mutex<State>,
+}
+
+impl Remote {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let now = shared.now();
+        Self {
+            budget: PeerBudget::new(PEER_BUDGET_BYTES, shared.budget.clone()),
+            state: Mutex::new(State {
+                sessions: Vec::new(),
+                outbound: HashMap::new(),
+                inbound: HashMap::new(),
+                asked: Tombs::default(),
+                served: Tombs::default(),
+                late_acks: Vec::new(),
+                queries: HashMap::new(),
+                violations: 0,
+                heard: now,
+                sent: now,
+            }),
+            shared,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock is a bug elsewhere; the table itself is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table, then sends what the change brought up.
+    pub(super) fn with<R>(
+        &self,
+        change: impl FnOnce(&mut State, &mut Outbox, &Moment<'_>) -> R,
+    ) -> (R, Flow) {
+        let mut out = Outbox::default();
+        let now = self.shared.now();
+        let (result, session) = {
+            let mut state = self.lock();
+            let rtt = state.session().and_then(|session| session.rtt());
+            let at = Moment {
+                now,
+                rtt,
+                shared: &self.shared,
+            };
+            let result = change(&mut state, &mut out, &at);
+            if out.0.is_empty() {
+                return (result, Flow::Clear);
+            }
+            state.sent = now;
+            (result, state.session().cloned())
+        };
+        (result, self.send(session, out))
+    }
+
+    fn send(&self, session: Option<SessionRef>, out: Outbox) -> Flow {
+        let mut full: Option<Class> = None;
+        let mut gone = session.is_none();
+        let mut back = Vec::new();
+        let mut oversize = Vec::new();
+        for frame in out.0 {
+            // After a refusal no further item goes, of whatever class: those of one stream stay in
+            // order, and the others come with the next tick.
+            if !gone && (full.is_none() || frame.item.is_none()) {
+                let sent = session.as_ref().map_or(Err(SendError::Gone), |session| {
+                    session.send(frame.class, &frame.json, &frame.data)
+                });
+                match sent {
+                    Ok(()) => continue,
+                    Err(SendError::Full) => full = Some(frame.class),
+                    Err(SendError::Gone) => gone = true,
+                    Err(SendError::TooLarge) => {
+                        oversize.extend(frame.item);
+                        continue;
+                    }
+                }
+            }
+            back.extend(frame.item);
+        }
+        if !back.is_empty() {
+            let mut state = self.lock();
+            // The latest first, as they were taken.
+            for item in back.into_iter().rev() {
+                state.put_back(item);
+            }
+        }
+        for (rid, dir, ..) in oversize {
+            tracing::error!(request = ?rid, "an item is larger than a frame");
+            self.with(|state, out, at| state.break_off(rid, dir, out, at));
+        }
+        match (gone, full, session) {
+            (false, Some(class), Some(session)) => Flow::Blocked(session, class),
+            (false, None, _) => Flow::Clear,
+            _ => Flow::Gone,
+        }
+    }
+
+    /// A further session to this process is up.
+    pub(super) fn add_session(&self, session: &SessionRef) {
+        let now = self.shared.now();
+        let mut state = self.lock();
+        state.sessions.push(Arc::clone(session));
+        state.heard = now;
+    }
+
+    /// One session has ended. Streams go on in another, if there is one.
+    pub(super) fn remove_session(&self, session: &SessionRef) {
+        self.with(|state, out, at| {
+            let was_current = state.session().is_some_and(|s| s.id() == session.id());
+            state.sessions.retain(|s| s.id() != session.id());
+            if state.sessions.is_empty() {
+                state.lose_all(at);
+            } else if was_current {
+                state.rewind_all(out, at);
+            }
+        });
+    }
+
+    /// Ended requests still remembered.
+    pub(super) fn remembered(&self) -> usize {
+        let state = self.lock();
+        state.asked.len() + state.served.len()
+    }
+
+    /// The process is gone: another boot has taken its place.
+    pub(super) fn end(&self) {
+        self.with(|state, _, at| {
+            state.sessions.clear();
+            state.lose_all(at);
+        });
+    }
+
+    /// Counts a stream that ignored its credit; the third ends the session (protocol 5.4).
+    pub(super) fn credit_violation(&self, session: &dyn Session) {
+        let third = {
+            let mut state = self.lock();
+            state.violations += 1;
+            state.violations.is_multiple_of(CREDIT_VIOLATIONS)
+        };
+        if third {
+            session.fail("credit ignored three times");
+        }
+    }
+
+    /// Timers, acks and signs of life. Returns whether more is to be looked at soon, and
+    /// otherwise when the next ended request may be forgotten.
+    /// After a pause of the whole process silence proves nothing.
+    pub(super) fn tick(&self, paused: bool) -> Next {
+        let (silent, next) = self
+            .with(|state, out, at| {
+                if paused {
+                    state.heard = at.now;
+                }
+                let mut acks = std::mem::take(&mut state.late_acks);
+                let waiting = state.tick_outbound(&mut acks, out, at)
+                    + state.tick_inbound(&mut acks, out, at);
+                for batch in acks.chunks(ACK_ENTRIES) {
+                    out.control(message::ack(batch));
+                }
+                let mut silent = None;
+                if waiting > 0 {
+                    if at.now.saturating_sub(state.heard) >= SESSION_LOST_AFTER {
+                        silent = state.session().cloned();
+                    } else if out.0.is_empty() && at.now.saturating_sub(state.sent) >= NOOP_AFTER {
+                        at.shared.counters.noops.fetch_add(1, Relaxed);
+                        out.control(message::noop());
+                    }
+                }
+                let asked = state.asked.expire(at.now);
+                let served = state.served.expire(at.now);
+                state.queries.retain(|_, asker| !asker.is_closed());
+                let live = state.outbound.len() + state.inbound.len();
+                let next = Next {
+                    soon: live > 0 || !state.late_acks.is_empty(),
+                    live,
+                    remembered: state.asked.len() + state.served.len(),
+                    expiry: match (asked, served) {
+                        (Some(a), Some(b)) => Some(a.min(b)),
+                        (a, b) => a.or(b),
+                    },
+                    unreachable: state.sessions.is_empty(),
+                };
+                (silent, next)
+            })
+            .0;
+        if let Some(session) = silent {
+            session.fail("no frame for 30 s while requests were open");
+            self.remove_session(&session);
+        }
+        next
+    }
+}
+
+/// What one tick of a [`Remote`] left behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Next {
+    /// Streams are open.
+    pub(super) soon: bool,
+    pub(super) live: usize,
+    pub(super) remembered: usize,
+    pub(super) expiry: Option<Time>,
+    pub(super) unreachable: bool,
+}

@@ -1,0 +1,145 @@
+//! Frames lost, doubled and reordered on the way, and a change of the way (T61, T82).
+
+use super::*;
+
+/// A judge that misjudges about one frame in `every`, the same way each time it runs.
+fn unreliable(mut x: u32, every: u32) -> Judge {
+    Box::new(move |_, _| {
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        match (x >> 8) % (every * 3) {
+            0..=2 => match x % 3 {
+                0 => Fate::Drop,
+                1 => Fate::Twice,
+                _ => Fate::Late(Duration::from_millis(u64::from(x >> 24))),
+            },
+            _ => Fate::Deliver,
+        }
+    })
+}
+
+async fn echo(mut incoming: Incoming) {
+    let mut reply = incoming.reply;
+    let mut headed = false;
+    while let Ok(Some(bytes)) = incoming.body.next().await {
+        let sent = if headed {
+            reply.chunk(bytes, None).await
+        } else {
+            headed = true;
+            reply.head(200, "{}", bytes, None).await
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+    let _ = reply.end(good()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_are_whole_over_a_lossy_way() {
+    for seed in 1..=5 {
+        let mut pair = Pair::with(Manner {
+            up: unreliable(seed * 7919, 20),
+            down: unreliable(seed * 104_729, 20),
+            ..Manner::default()
+        });
+        let mut calls: Vec<(usize, Call)> = (0..40_usize)
+            .map(|i| i * i * 900)
+            .map(|len| (len, pair.open(request(noise(len)))))
+            .collect();
+        for _ in 0..40 {
+            spawn(echo(pair.b.incoming().await));
+        }
+        for (len, call) in &mut calls {
+            let got = answer(call).await.unwrap();
+            assert_eq!(got.data, noise(*len), "seed {seed}");
+            assert!(got.ok);
+        }
+        assert!(pair.a.exchange.stats().items_resent > 0);
+        drop(calls);
+        pair.quiet().await;
+        assert_eq!(pair.b.exchange.stats().inbound_total, 40);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_on_in_the_second_session_of_one_boot() {
+    let mut pair = Pair::new();
+    let (mut call, incoming) = pair.start(request(noise(3_000_000))).await;
+    spawn(echo(incoming));
+    let second = Cable::new(&pair.a, &pair.b, Manner::default());
+    let reader = spawn(async move { answer(&mut call).await });
+    tokio::time::sleep(Duration::from_millis(8)).await;
+    // The newest is in use; the older one takes over what was on its way.
+    second.cut();
+    assert_eq!(reader.await.unwrap().unwrap().data, noise(3_000_000));
+    pair.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_run_once_is_not_sent_again_in_another_session() {
+    let pair = Pair::new();
+    let second = Cable::new(
+        &pair.a,
+        &pair.b,
+        Manner {
+            up: Box::new(|_, _| Fate::Drop),
+            ..Manner::default()
+        },
+    );
+    let mut call = pair.a.exchange.open(&second.session_a, once("x")).unwrap();
+    tokio::time::sleep(SECOND / 2).await;
+    second.cut();
+    let failure = within(call.next()).await.unwrap_err();
+    assert_eq!(failure.code, Code::OutcomeUnknown);
+    drop(call);
+    pair.quiet().await;
+    assert_eq!(pair.b.exchange.stats().inbound_total, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_never_runs_the_work_twice() {
+    // Every way an answer can be lost at the first, second, .. frame, then a cut.
+    let mut unknown = 0;
+    for lost in 0..50_u32 {
+        let mut seen = 0;
+        let mut pair = Pair::with(Manner {
+            up: unreliable(lost * 31 + 1, 3),
+            down: Box::new(move |_, _| {
+                seen += 1;
+                if seen > lost % 4 {
+                    Fate::Drop
+                } else {
+                    Fate::Deliver
+                }
+            }),
+            ..Manner::default()
+        });
+        let runs = Arc::new(AtomicUsize::new(0));
+        let mut call = pair.open(once("x"));
+        let counter = Arc::clone(&runs);
+        let server = spawn(async move {
+            while let Some(incoming) = pair.b.inbox.recv().await {
+                counter.fetch_add(1, Relaxed);
+                let mut reply = incoming.reply;
+                let _ = reply.accept().await;
+                let _ = reply.head(200, "{}", "done".into(), None).await;
+                let _ = reply.end(good()).await;
+            }
+        });
+        tokio::time::sleep(SECOND * (lost % 7)).await;
+        pair.cable.cut();
+        let outcome = answer(&mut call).await;
+        assert!(runs.load(Relaxed) <= 1);
+        match outcome {
+            Ok(answer) => assert_eq!(answer.data, b"done"),
+            Err(failure) => {
+                assert_eq!(failure.code, Code::OutcomeUnknown);
+                unknown += 1;
+            }
+        }
+        server.abort();
+    }
+    assert!(unknown > 10);
+}
