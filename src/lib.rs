@@ -21,14 +21,12 @@
 //! (and to `cli`, which writes it).
 
 pub mod config;
-pub mod control;
 pub mod crypto;
 pub mod drain;
 pub mod exchange;
 pub mod ids;
 pub mod mesh;
 pub mod models;
-pub mod proxy;
 pub mod shim;
 pub mod state;
 pub mod telemetry;

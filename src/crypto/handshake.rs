@@ -50,6 +50,9 @@ pub enum Abort {
     /// A message that is not what protocol 3.2 says.
     #[error("malformed {0}")]
     Malformed(&'static str),
+    /// A message of the plugin that came before this program.
+    #[error("the other side speaks the protocol of the earlier plugin")]
+    OldPlugin,
     /// No version in common, or one we did not offer.
     #[error("no protocol version in common")]
     Version,

@@ -11,6 +11,10 @@ const MIB: usize = 1024 * KIB;
 pub const NEW_PINS_PER_MINUTE: u32 = 20;
 /// Pins in all.
 pub const PINS: usize = 4096;
+/// Refused names and keys remembered for the operator.
+pub const CONFLICTS: usize = 64;
+/// The same for one name: ever new keys under it must not push out other names.
+pub const CONFLICTS_PER_NAME: usize = 4;
 /// Accepted older secrets.
 pub const ACCEPT_SECRETS: usize = 3;
 /// Shortest cluster secret, in characters.
@@ -23,6 +27,8 @@ pub const HANDSHAKE_MESSAGE_BYTES: usize = 2 * KIB;
 pub const HANDSHAKE_VERSIONS: usize = 16;
 /// Longest `params` JSON, in bytes.
 pub const PARAMS_BYTES: usize = 512;
+/// Characters of a program name in `params`; the whole then fits [`PARAMS_BYTES`].
+pub const SOFTWARE_CHARS: usize = 64;
 /// Header bytes of an upgrade request.
 pub const UPGRADE_HEADER_BYTES: usize = 16 * KIB;
 /// Headers of an upgrade request.
@@ -143,10 +149,6 @@ pub const FLOW_QUEUE_BYTES: usize = 512 * KIB;
 pub const LINK_QUEUE_BYTES: usize = 8 * MIB;
 /// Bytes a link writer hands to the socket at a time.
 pub const WRITE_BATCH_BYTES: usize = 64 * KIB;
-/// Unsent bytes of a link's socket in the kernel, where the system can bound them.
-pub const NOTSENT_LOWAT: u32 = 64 * KIB as u32;
-/// Bytes the WebSocket library may hold for one connection.
-pub const WS_WRITE_BUFFER_BYTES: usize = 256 * KIB;
 /// A socket write stalled this long kills the link.
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
 /// How long a closing link waits for its close message to leave, and for the other side's.

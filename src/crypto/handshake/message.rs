@@ -69,7 +69,33 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str, what: &'static str) -> Result<T,
     if text.len() > HANDSHAKE_MESSAGE_BYTES || !text.starts_with('{') {
         return Err(Abort::Malformed(what));
     }
-    serde_json::from_str(text).map_err(|_| Abort::Malformed(what))
+    serde_json::from_str(text).map_err(|_| {
+        if is_old_plugin(text) {
+            Abort::OldPlugin
+        } else {
+            Abort::Malformed(what)
+        }
+    })
+}
+
+/// Whether a message that is not ours looks like a login of the earlier plugin: a typed JSON object
+/// about authentication, with neither versions nor a box. A guess that only words our log.
+fn is_old_plugin(text: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Any<'a> {
+        #[serde(rename = "type")]
+        kind: &'a str,
+        v: Option<serde::de::IgnoredAny>,
+        #[serde(rename = "box")]
+        sealed: Option<serde::de::IgnoredAny>,
+    }
+    serde_json::from_str(text).is_ok_and(|any: Any<'_>| {
+        matches!(
+            any.kind,
+            "auth" | "auth_challenge" | "auth_ok" | "auth_fail"
+        ) && any.v.is_none()
+            && any.sealed.is_none()
+    })
 }
 
 fn print(message: &impl Serialize) -> String {

@@ -1,3 +1,0 @@
-//! The listening side of links.
-
-pub mod upgrade;

@@ -1,3 +1,0 @@
-//! The dialing side of links.
-
-pub mod connect;

@@ -1,0 +1,116 @@
+//! Names and keys that were refused and wait for the operator. Bounded: what fills it is partly
+//! chosen by others.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{
+    crypto::identity::{KeyId, PublicKey},
+    ids::NodeId,
+    wire::limits::{CONFLICTS, CONFLICTS_PER_NAME},
+};
+
+/// What was wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictKind {
+    /// Another key is pinned for the name.
+    OtherKey,
+    /// The name differs only in case from a known one.
+    LooksLike,
+    /// Mode `explicit`, and the key is not listed.
+    NotListed,
+}
+
+/// One refused name and key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Conflict {
+    /// The name as it was shown.
+    #[schemars(with = "String")]
+    pub node: NodeId,
+    /// What was wrong.
+    pub kind: ConflictKind,
+    /// The key it showed.
+    #[schemars(with = "String")]
+    pub key: PublicKey,
+    /// The same as people compare it.
+    #[schemars(with = "String")]
+    pub key_id: KeyId,
+    /// The key we hold for the name.
+    #[schemars(with = "Option<String>")]
+    pub held: Option<KeyId>,
+    /// Attempts.
+    pub count: u64,
+    /// Unix time of the first attempt in seconds.
+    pub first_seen: u64,
+    /// Unix time of the latest attempt in seconds.
+    pub last_seen: u64,
+    /// The way out.
+    pub hint: String,
+}
+
+/// The refused names and keys, the latest last.
+#[derive(Debug, Default)]
+pub(super) struct Conflicts {
+    entries: Vec<Conflict>,
+    total: u64,
+}
+
+impl Conflicts {
+    /// Counts one more attempt; true when the name and key are new here.
+    pub(super) fn note(&mut self, conflict: Conflict) -> bool {
+        self.total = self.total.saturating_add(1);
+        if let Some(place) = self.place(&conflict.node, conflict.key_id) {
+            let known = self.entries.remove(place);
+            self.entries.push(Conflict {
+                count: known.count.saturating_add(1),
+                first_seen: known.first_seen,
+                ..conflict
+            });
+            return false;
+        }
+        // One name that shows ever new keys must not push out what is known of others.
+        let folded = conflict.node.folded();
+        let of_name = |entry: &Conflict| entry.node.folded() == folded;
+        let same_name = self.entries.iter().filter(|e| of_name(e)).count();
+        if same_name >= CONFLICTS_PER_NAME {
+            if let Some(oldest) = self.entries.iter().position(of_name) {
+                self.entries.remove(oldest);
+            }
+        } else if self.entries.len() >= CONFLICTS {
+            self.entries.remove(0);
+        }
+        self.entries.push(conflict);
+        true
+    }
+
+    /// The key that showed up for `node` under this id.
+    pub(super) fn key(&self, node: &NodeId, id: KeyId) -> Option<PublicKey> {
+        self.place(node, id).map(|place| self.entries[place].key)
+    }
+
+    /// Forgets what no longer waits: every entry of a name that was decided, and of a denied key.
+    pub(super) fn settle(&mut self, node: &NodeId) {
+        let folded = node.folded();
+        self.entries.retain(|entry| entry.node.folded() != folded);
+    }
+
+    /// Forgets a key.
+    pub(super) fn settle_key(&mut self, id: KeyId) {
+        self.entries.retain(|entry| entry.key_id != id);
+    }
+
+    pub(super) fn latest_first(&self) -> Vec<Conflict> {
+        self.entries.iter().rev().cloned().collect()
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    fn place(&self, node: &NodeId, id: KeyId) -> Option<usize> {
+        let same = |entry: &Conflict| entry.node == *node && entry.key_id == id;
+        self.entries.iter().position(same)
+    }
+}
