@@ -1,3 +1,7 @@
 //! The `clawmatrix` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    clawmatrix::cli::main()
+}

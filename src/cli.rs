@@ -1,0 +1,124 @@
+//! The command line: one file a verb. Besides `main` this is the only place that prints.
+//!
+//! Results go to standard output, messages to standard error. Only verbs that work are here.
+
+mod chat;
+mod client;
+mod completions;
+mod doctor;
+mod error;
+mod identity;
+mod locate;
+mod models;
+mod output;
+mod peers;
+mod run;
+mod schema;
+mod secret;
+mod setup;
+mod sse;
+mod status;
+mod version;
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use self::{error::CliError, output::Paint};
+
+/// One mesh of OpenClaw gateways: lent models over authenticated links.
+#[derive(Debug, Parser)]
+#[command(
+    name = "clawmatrix",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, clap::Args)]
+struct Common {
+    /// Print the result as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// State folder of the node [default: that of the running node].
+    #[arg(long, global = true, value_name = "DIR", env = "CLAWMATRIX_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run one node in the foreground.
+    Run(run::Args),
+    /// Make the first configuration.
+    Setup(setup::Args),
+    /// Show this node and its peers.
+    Status,
+    /// Print the peers as JSON.
+    Peers,
+    /// List the models usable from here.
+    Models(models::Args),
+    /// Talk to a model; the answer streams to the terminal.
+    Chat(chat::Args),
+    /// Print this node's public key and its short form.
+    Identity,
+    /// Make cluster secrets.
+    Secret(secret::Args),
+    /// Check configuration, ports, clock, peers and OpenClaw's settings.
+    Doctor(doctor::Args),
+    /// Print the schemas of the configuration and of the sidecar's messages.
+    Schema(schema::Args),
+    /// Print completions for a shell.
+    Completions(completions::Args),
+    /// Print the version.
+    Version,
+}
+
+/// What verbs share.
+#[derive(Debug)]
+struct Context {
+    common: Common,
+    paint: Paint,
+}
+
+/// Reads the arguments, does what they ask, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Clap prints usage errors itself, with code 2.
+    let cli = Cli::parse();
+    let context = Context {
+        common: cli.common,
+        paint: Paint::of_stdout(),
+    };
+    match dispatch(cli.verb, &context) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(std::io::stderr(), "{}", error.text(Paint::of_stderr()));
+            ExitCode::from(error.code)
+        }
+    }
+}
+
+fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
+    match verb {
+        Verb::Run(args) => run::run(&args, context),
+        Verb::Setup(args) => setup::run(&args, context),
+        Verb::Status => status::run(context),
+        Verb::Peers => peers::run(context),
+        Verb::Models(args) => models::run(&args, context),
+        Verb::Chat(args) => chat::run(&args, context),
+        Verb::Identity => identity::run(context),
+        Verb::Secret(args) => secret::run(&args, context),
+        Verb::Doctor(args) => doctor::run(&args, context),
+        Verb::Schema(args) => schema::run(&args, context),
+        Verb::Completions(args) => completions::run(&args),
+        Verb::Version => version::run(context),
+    }
+}

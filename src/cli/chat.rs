@@ -1,0 +1,241 @@
+//! `clawmatrix chat`: one question to a model; the answer streams to the terminal.
+
+use std::io::{self, IsTerminal as _, Read as _};
+
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+
+use super::{
+    Context,
+    client::{Client, block_on},
+    error::{CliError, USAGE},
+    output::{self, Paint},
+    sse::Events,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The model: `node/model`, or a bare model id.
+    model: String,
+    /// What to say; read from standard input when it is not given.
+    text: Option<String>,
+    /// A system message to put in front.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
+    let text = match &args.text {
+        Some(text) => text.clone(),
+        None => from_stdin()?,
+    };
+    let client = Client::open(&context.common)?;
+    let answer = block_on(ask(&client, args, &text, context))?;
+    if context.common.json {
+        output::json(&answer)?;
+    }
+    Ok(0)
+}
+
+fn from_stdin() -> Result<String, CliError> {
+    if io::stdin().is_terminal() {
+        output::note("Type what to say, then Ctrl-D:");
+    }
+    let mut text = String::new();
+    io::stdin()
+        .lock()
+        .read_to_string(&mut text)
+        .map_err(|error| CliError::failed(format!("cannot read standard input: {error}"), ""))?;
+    if text.trim().is_empty() {
+        return Err(CliError::with(
+            USAGE,
+            "nothing to say",
+            "`clawmatrix chat MODEL TEXT`, or give the text on standard input",
+        ));
+    }
+    Ok(text)
+}
+
+async fn ask(
+    client: &Client,
+    args: &Args,
+    text: &str,
+    context: &Context,
+) -> Result<Value, CliError> {
+    let mut messages = Vec::new();
+    if let Some(system) = &args.system {
+        messages.push(json!({"role": "system", "content": system}));
+    }
+    messages.push(json!({"role": "user", "content": text}));
+    let body = json!({
+        "model": args.model,
+        "messages": messages,
+        "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let mut response = client.stream("/v1/chat/completions", &body).await?;
+    let route = response
+        .headers()
+        .get("x-clawmatrix-route")
+        .and_then(|v| v.to_str().ok())
+        .map(str::to_owned);
+    let mut events = Events::default();
+    let mut answer = Answer::new(context.common.json);
+    while let Some(frame) = response.frame().await {
+        let frame = frame.map_err(|error| incomplete(&error.to_string()))?;
+        let Some(bytes) = frame.data_ref() else {
+            continue;
+        };
+        let found = events
+            .feed(bytes)
+            .map_err(|_| incomplete("an event of the stream is too long"))?;
+        for event in found {
+            answer.take(&event)?;
+        }
+    }
+    if !answer.done {
+        return Err(incomplete("the stream ended without its end mark"));
+    }
+    answer.end_line()?;
+    Ok(json!({
+        "model": args.model,
+        "content": answer.content,
+        "finishReason": answer.finish,
+        "usage": answer.usage,
+        "route": route,
+    }))
+}
+
+fn incomplete(why: &str) -> CliError {
+    CliError::failed(
+        format!("the answer is incomplete: {why}"),
+        "ask again; `clawmatrix status` shows the peers",
+    )
+}
+
+/// What has come so far.
+struct Answer {
+    quiet: bool,
+    paint: Paint,
+    content: String,
+    finish: Value,
+    usage: Value,
+    done: bool,
+}
+
+impl Answer {
+    fn new(quiet: bool) -> Self {
+        Self {
+            quiet,
+            paint: Paint::of_stderr(),
+            content: String::new(),
+            finish: Value::Null,
+            usage: Value::Null,
+            done: false,
+        }
+    }
+
+    fn take(&mut self, event: &str) -> Result<(), CliError> {
+        if event == "[DONE]" {
+            self.done = true;
+            return Ok(());
+        }
+        let Ok(event) = serde_json::from_str::<Value>(event) else {
+            return Err(incomplete("an event of the stream is not JSON"));
+        };
+        if let Some(error) = event.get("error").filter(|e| !e.is_null()) {
+            let message = error["message"].as_str().unwrap_or("the model failed");
+            let code = error["code"]
+                .as_str()
+                .map_or(String::new(), |c| format!(" ({})", output::clean(c)));
+            self.end_line()?;
+            return Err(CliError::failed(
+                format!("{}{code}", output::clean(message)),
+                "the answer above is incomplete",
+            ));
+        }
+        if let Some(usage) = event.get("usage").filter(|u| !u.is_null()) {
+            self.usage = usage.clone();
+        }
+        let choice = &event["choices"][0];
+        if !choice["finish_reason"].is_null() {
+            self.finish = choice["finish_reason"].clone();
+        }
+        let delta = &choice["delta"];
+        // Thoughts are no part of the result: dimmed, to standard error, for a person only.
+        if let Some(thought) = delta["reasoning_content"]
+            .as_str()
+            .or_else(|| delta["reasoning"].as_str())
+            && !self.quiet
+            && io::stderr().is_terminal()
+        {
+            self.note(thought);
+        }
+        if let Some(piece) = delta["content"].as_str() {
+            self.content.push_str(piece);
+            if !self.quiet {
+                output::print(&shown(piece))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, thought: &str) {
+        // Standard error may be closed; the answer is what counts.
+        let _ = io::Write::write_all(
+            &mut io::stderr(),
+            self.paint.dim(&shown(thought)).as_bytes(),
+        );
+    }
+
+    /// Ends the line of an answer that does not end it itself.
+    fn end_line(&self) -> Result<(), CliError> {
+        if self.quiet || self.content.is_empty() || self.content.ends_with('\n') {
+            return Ok(());
+        }
+        output::print("\n")
+    }
+}
+
+/// A model's text as it may reach a terminal: line breaks and tabs, no other control characters.
+/// Into a file or pipe it goes unchanged.
+fn shown(text: &str) -> String {
+    if !io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answer_is_put_together_from_events() {
+        let mut answer = Answer::new(true);
+        for event in [
+            r#"{"choices":[{"delta":{"role":"assistant","content":"he"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"llo"},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"total_tokens":3}}"#,
+            "[DONE]",
+        ] {
+            answer.take(event).unwrap();
+        }
+        assert_eq!(answer.content, "hello");
+        assert_eq!(answer.finish, "stop");
+        assert_eq!(answer.usage["total_tokens"], 3);
+        assert!(answer.done);
+    }
+
+    #[test]
+    fn error_event_is_a_failure_in_its_words() {
+        let mut answer = Answer::new(true);
+        let error = answer
+            .take(r#"{"error":{"message":"node left","code":"stream_lost"}}"#)
+            .unwrap_err();
+        assert_eq!(error.message(), "node left (stream_lost)");
+        assert!(!answer.done);
+    }
+}

@@ -1,0 +1,209 @@
+//! A small client for the local API of the running node.
+
+use std::{net::Ipv4Addr, path::Path, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::{
+    Common,
+    error::CliError,
+    locate::{self, Running},
+};
+use crate::drain::Tasks;
+
+/// A control request that takes longer has failed.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest answer that is read whole.
+const ANSWER_BYTES: usize = 16 << 20;
+
+/// Speaks to one running node.
+#[derive(Debug)]
+pub(super) struct Client {
+    node: Running,
+    token: String,
+    tasks: Tasks,
+}
+
+impl Client {
+    /// A client of the running node, with its launch token.
+    pub(super) fn open(common: &Common) -> Result<Self, CliError> {
+        Self::of(locate::running(common)?)
+    }
+
+    /// A client of this node.
+    pub(super) fn of(node: Running) -> Result<Self, CliError> {
+        let token = read_token(&node.state)?;
+        Ok(Self {
+            node,
+            token,
+            tasks: Tasks::new(),
+        })
+    }
+
+    /// `GET`, answered in JSON.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, CliError> {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// A request answered in JSON; null when the answer is empty.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, CliError> {
+        let answer = tokio::time::timeout(TIMEOUT, async {
+            let response = self.send(method, path, body).await?;
+            let status = response.status();
+            let bytes = whole(response).await?;
+            if !status.is_success() {
+                return Err(refusal(status, &bytes));
+            }
+            if bytes.is_empty() {
+                return Ok(Value::Null);
+            }
+            serde_json::from_slice(&bytes).map_err(|_| {
+                CliError::failed(
+                    "the node's answer is not JSON",
+                    "is another program on its port?",
+                )
+            })
+        });
+        answer.await.unwrap_or_else(|_| {
+            Err(CliError::failed(
+                "the node did not answer within 30 s",
+                "look at its log",
+            ))
+        })
+    }
+
+    /// A request whose answer is read by the caller as it comes. An error status is an error.
+    pub(super) async fn stream(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<Response<Incoming>, CliError> {
+        let response = self.send(Method::POST, path, Some(body)).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let bytes = whole(response).await?;
+        Err(refusal(status, &bytes))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response<Incoming>, CliError> {
+        let port = self.node.endpoint.proxy_port;
+        let gone = |error: &dyn std::fmt::Display| {
+            CliError::failed(
+                format!("the node on port {port} does not answer: {error}"),
+                "it may be stopping; try again",
+            )
+        };
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .map_err(|e| gone(&e))?;
+        // Small writes must not wait for company.
+        stream.set_nodelay(true).map_err(|e| gone(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| gone(&e))?;
+        // Ends with the connection, which ends when request and answer are dropped.
+        self.tasks.spawn(async move {
+            // A broken connection is told by the answer that does not come.
+            let _ = connection.await;
+        });
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, format!("127.0.0.1:{port}"))
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token));
+        let bytes = match body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Bytes::from(body.to_string())
+            }
+            None => Bytes::new(),
+        };
+        let request = request
+            .body(Full::new(bytes))
+            .map_err(|error| CliError::failed(format!("cannot ask for `{path}`: {error}"), ""))?;
+        sender.send_request(request).await.map_err(|e| gone(&e))
+    }
+}
+
+async fn whole(response: Response<Incoming>) -> Result<Bytes, CliError> {
+    http_body_util::Limited::new(response.into_body(), ANSWER_BYTES)
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes)
+        .map_err(|error| {
+            CliError::failed(format!("the node's answer broke off: {error}"), "try again")
+        })
+}
+
+/// An error answer in its own words (contract 3).
+fn refusal(status: StatusCode, bytes: &[u8]) -> CliError {
+    let body: Value = serde_json::from_slice(bytes).unwrap_or(Value::Null);
+    let error = &body["error"];
+    let message = error["message"].as_str().map_or_else(
+        || format!("the node answered {status}"),
+        super::output::clean,
+    );
+    let code = error["code"].as_str().unwrap_or_default();
+    let hint = match (status, code) {
+        (StatusCode::UNAUTHORIZED, "" | "unauthorized" | "invalid_api_key") => {
+            "the node was restarted, or another program has its port; try again"
+        }
+        (StatusCode::NOT_FOUND, "") => "the node is of another version; restart it",
+        _ => error["hint"].as_str().unwrap_or_default(),
+    };
+    let message = if code.is_empty() {
+        message
+    } else {
+        format!("{message} ({})", super::output::clean(code))
+    };
+    CliError::failed(message, hint)
+}
+
+fn read_token(state: &Path) -> Result<String, CliError> {
+    let path = state.join("run/token");
+    std::fs::read_to_string(&path)
+        .map(|t| t.trim().to_owned())
+        .map_err(|error| {
+            CliError::failed(
+                format!("cannot read the node's token `{}`: {error}", path.display()),
+                "run the command as the account that runs the node",
+            )
+        })
+}
+
+/// Runs one command's future to its end; Ctrl-C drops it, which cancels what it asked for.
+pub(super) fn block_on<T>(
+    future: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::failed(format!("cannot start: {error}"), ""))?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = future => result,
+            interrupt = tokio::signal::ctrl_c() => Err(match interrupt {
+                Ok(()) => CliError::with(super::error::INTERRUPTED, "interrupted", ""),
+                Err(error) => CliError::failed(format!("cannot watch for Ctrl-C: {error}"), ""),
+            }),
+        }
+    })
+}

@@ -1,0 +1,267 @@
+//! `clawmatrix status`: this node and its peers.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    Context,
+    client::{Client, block_on},
+    error::CliError,
+    output::{self, Paint, clean},
+};
+
+/// `GET /api/v1/status` (contract 3), as far as it is shown. Unknown keys are left alone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Status {
+    node_id: String,
+    key_id: String,
+    listen: Value,
+    proxy_port: u16,
+    agents: Vec<Named>,
+    models: Vec<Named>,
+    tags: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) peers: Vec<Peer>,
+}
+
+/// An agent or a model; the text alone, or an object with `id`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Named {
+    Text(String),
+    Object {
+        id: String,
+        #[serde(default)]
+        description: String,
+    },
+}
+
+impl Named {
+    fn id(&self) -> String {
+        match self {
+            Self::Text(id) | Self::Object { id, .. } => clean(id),
+        }
+    }
+
+    fn described(&self) -> String {
+        match self {
+            Self::Object { description, .. } if !description.is_empty() => {
+                format!("{} ({})", self.id(), clean(description))
+            }
+            _ => self.id(),
+        }
+    }
+}
+
+/// One peer, as far as it is shown.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Peer {
+    pub(super) node_id: String,
+    pub(super) connected: bool,
+    reachable_via: Option<String>,
+    latency_ms: Option<f64>,
+    agents: Vec<Named>,
+    models: Vec<Named>,
+    tags: Vec<String>,
+    /// Why it is not reached.
+    pub(super) problem: Option<String>,
+}
+
+pub(super) fn run(context: &Context) -> Result<u8, CliError> {
+    let client = Client::open(&context.common)?;
+    let status = block_on(client.get("/api/v1/status"))?;
+    if context.common.json {
+        output::json(&status)?;
+    } else {
+        output::print(&render(&read(status)?, context.paint))?;
+    }
+    Ok(0)
+}
+
+/// The node's answer as this version knows it.
+pub(super) fn read(status: Value) -> Result<Status, CliError> {
+    serde_json::from_value(status).map_err(|error| {
+        CliError::failed(
+            format!("the node's status is of another form: {error}"),
+            "node and command are of different versions; restart the node",
+        )
+    })
+}
+
+/// The form people know from the earlier plugin.
+fn render(status: &Status, paint: Paint) -> String {
+    let mut text = String::new();
+    let mut line = |line: String| {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    };
+    line(paint.bold("ClawMatrix Cluster"));
+    line(String::new());
+    line(format!("Node: {}", clean(&status.node_id)));
+    if !status.key_id.is_empty() {
+        line(format!("Key: {}", clean(&status.key_id)));
+    }
+    line(format!("Tags: {}", list(&status.tags, |t| clean(t))));
+    let listen = match status.listen.as_u64() {
+        Some(port) => format!("port {port}"),
+        None => "off".to_owned(),
+    };
+    line(format!("Listen: {listen}"));
+    line(format!(
+        "Model proxy: http://127.0.0.1:{}/v1",
+        status.proxy_port
+    ));
+    line(format!(
+        "Agents: {}",
+        list(&status.agents, Named::described)
+    ));
+    line(format!("Models: {}", list(&status.models, Named::id)));
+    line(String::new());
+    let connected = status.peers.iter().filter(|p| p.connected).count();
+    line(paint.bold(&format!(
+        "Peers ({connected}/{} connected)",
+        status.peers.len()
+    )));
+    for peer in &status.peers {
+        line(String::new());
+        line(head(peer, paint));
+        line(format!("  Tags: {}", list(&peer.tags, |t| clean(t))));
+        line(format!(
+            "  Agents: {}",
+            list(&peer.agents, Named::described)
+        ));
+        line(format!("  Models: {}", list(&peer.models, Named::id)));
+        if let Some(problem) = &peer.problem {
+            line(paint.yellow(&format!("  Problem: {}", clean(problem))));
+            if let Some(way) = way_out(&peer.node_id, problem) {
+                line(format!("  Hint: {way}"));
+            }
+        }
+    }
+    if !status.warnings.is_empty() {
+        line(String::new());
+        line(paint.bold("Warnings"));
+        for warning in &status.warnings {
+            line(paint.yellow(&format!("  {}", clean(warning))));
+        }
+    }
+    text
+}
+
+fn head(peer: &Peer, paint: Paint) -> String {
+    let name = paint.bold(&clean(&peer.node_id));
+    if !peer.connected {
+        return format!("{name} ({})", paint.red("unreachable"));
+    }
+    let mut how = paint.green("connected");
+    if let Some(via) = &peer.reachable_via {
+        how.push_str(&format!(" via {}", clean(via)));
+    }
+    if let Some(latency) = peer.latency_ms {
+        how.push_str(&format!(", {}ms", latency.round()));
+    }
+    format!("{name} ({how})")
+}
+
+fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    items.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// What to do about a peer's problem.
+pub(super) fn way_out(node: &str, problem: &str) -> Option<String> {
+    let problem = problem.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|w| problem.contains(w));
+    let node = clean(node);
+    if has(&["identity conflict", "identity_conflict", "another key"]) {
+        Some(format!(
+            "compare `clawmatrix identity` on {node}; if the new key is right: `clawmatrix trust accept {node} <keyId>`"
+        ))
+    } else if has(&["secret"]) {
+        Some("`secret` must match on both nodes".to_owned())
+    } else if has(&["mesh"]) {
+        Some("`mesh` must match on both nodes".to_owned())
+    } else if has(&["denied"]) {
+        Some("the key is denied there or here: `clawmatrix trust list`".to_owned())
+    } else if has(&["refused"]) {
+        Some(format!(
+            "is the node {node} running and its port open? the default port is 19000"
+        ))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn status_prints_the_known_form() {
+        let status = read(json!({
+            "nodeId": "home-01", "version": "0.1.0", "keyId": "ab12-cd34", "uptimeMs": 5,
+            "listen": false, "proxyPort": 19001, "agents": [{"id": "coder", "description": "writes code"}],
+            "models": [{"id": "qwen3-32b"}], "tags": ["family", "gpu"],
+            "warnings": ["`secret` is weak"],
+            "peers": [
+                {"nodeId": "office-01", "connected": true, "state": "direct", "reachableVia": null,
+                 "latencyMs": 12.3, "agents": [], "models": ["claude"], "tags": ["work"]},
+                {"nodeId": "attic", "connected": true, "state": "relay", "reachableVia": "office-01",
+                 "latencyMs": null, "agents": [], "models": [], "tags": []},
+                {"nodeId": "cellar\u{1b}[1m", "connected": false, "state": "unreachable",
+                 "problem": "identity conflict: another key"}
+            ]
+        }))
+        .unwrap();
+        assert_eq!(
+            render(&status, Paint::PLAIN),
+            "\
+ClawMatrix Cluster
+
+Node: home-01
+Key: ab12-cd34
+Tags: family, gpu
+Listen: off
+Model proxy: http://127.0.0.1:19001/v1
+Agents: coder (writes code)
+Models: qwen3-32b
+
+Peers (2/3 connected)
+
+office-01 (connected, 12ms)
+  Tags: work
+  Agents: none
+  Models: claude
+
+attic (connected via office-01)
+  Tags: none
+  Agents: none
+  Models: none
+
+cellar\\u{1b}[1m (unreachable)
+  Tags: none
+  Agents: none
+  Models: none
+  Problem: identity conflict: another key
+  Hint: compare `clawmatrix identity` on cellar\\u{1b}[1m; if the new key is right: `clawmatrix trust accept cellar\\u{1b}[1m <keyId>`
+
+Warnings
+  `secret` is weak
+"
+        );
+    }
+
+    #[test]
+    fn empty_status_prints_too() {
+        let text = render(
+            &read(json!({"nodeId": "a", "listen": 19000})).unwrap(),
+            Paint::PLAIN,
+        );
+        assert!(text.contains("Listen: port 19000\n") && text.ends_with("Peers (0/0 connected)\n"));
+    }
+}
