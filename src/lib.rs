@@ -22,12 +22,14 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod crypto;
 pub mod drain;
 pub mod exchange;
 pub mod ids;
 pub mod mesh;
 pub mod models;
+pub mod proxy;
 pub mod shim;
 pub mod state;
 pub mod telemetry;

@@ -1,10 +1,13 @@
 //! The mesh: links to other nodes, sessions over them, and what is known about who is there.
 //! Carries opaque payloads; knows neither HTTP nor models nor tools.
 
+pub mod accept;
 pub mod bucket;
 pub mod clock;
+pub mod dial;
 pub mod drops;
 pub mod handshake;
+pub mod limiter;
 pub mod link;
 pub mod liveness;
 pub mod memory;
@@ -14,3 +17,4 @@ pub mod session;
 pub(crate) mod testkit;
 pub mod transport;
 pub mod view;
+pub mod ws;

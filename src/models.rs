@@ -5,11 +5,16 @@
 //! parsed; an answer goes on as it came.
 
 pub mod answer;
+pub mod catalog;
+pub mod commit;
 pub mod endpoint;
 pub mod headers;
+pub mod inbound;
 pub mod lent;
+pub mod outbound;
 pub mod pool;
 pub mod provider;
+pub mod select;
 pub mod serve;
 pub mod splice;
 

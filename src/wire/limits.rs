@@ -149,6 +149,10 @@ pub const FLOW_QUEUE_BYTES: usize = 512 * KIB;
 pub const LINK_QUEUE_BYTES: usize = 8 * MIB;
 /// Bytes a link writer hands to the socket at a time.
 pub const WRITE_BATCH_BYTES: usize = 64 * KIB;
+/// Unsent bytes of a link's socket in the kernel, where the system can bound them.
+pub const NOTSENT_LOWAT: u32 = 64 * KIB as u32;
+/// Bytes the WebSocket library may hold for one connection.
+pub const WS_WRITE_BUFFER_BYTES: usize = 256 * KIB;
 /// A socket write stalled this long kills the link.
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
 /// How long a closing link waits for its close message to leave, and for the other side's.

@@ -1,0 +1,147 @@
+//! The control API under `/api/v1`, for the command line, the shim and the dashboard, and `/metrics`.
+//! Handlers parse, call one function, render.
+
+pub mod metrics;
+pub mod status;
+pub mod tokens;
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, Response, header::CONTENT_TYPE, request::Parts};
+use hyper::body::Incoming;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use self::{metrics::MetricSource, status::Facts};
+use crate::{
+    models::catalog::Catalog,
+    proxy::{
+        body::ReplyBody,
+        error::{self, Asked},
+        list::json,
+        method_not_allowed, require,
+        tokens::{Grant, Scope, TokenStore},
+        upload,
+    },
+    wire::code::{Code, Failure},
+};
+
+/// What the control API shows and changes.
+#[derive(Debug)]
+pub struct Control {
+    /// Status and peers.
+    pub facts: Facts,
+    /// Tokens.
+    pub tokens: TokenStore,
+    /// Known models.
+    pub catalog: Catalog,
+    /// Whatever counts.
+    pub metrics: Vec<Arc<dyn MetricSource>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct Forget {
+    node: Option<String>,
+    model: Option<String>,
+}
+
+impl Control {
+    /// Answers one request below `/api/v1` or for `/metrics`.
+    pub async fn handle(
+        &self,
+        grant: &Grant,
+        head: &Parts,
+        path: &str,
+        body: Incoming,
+        share: &mut upload::Share,
+        asked: Asked,
+    ) -> Response<ReplyBody> {
+        let result = self.route(grant, head, path, body, share, asked).await;
+        result.unwrap_or_else(|failure| error::response(&failure, asked))
+    }
+
+    async fn route(
+        &self,
+        grant: &Grant,
+        head: &Parts,
+        path: &str,
+        body: Incoming,
+        share: &mut upload::Share,
+        asked: Asked,
+    ) -> Result<Response<ReplyBody>, Failure> {
+        let method = &head.method;
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        match path {
+            "/metrics" if reads => {
+                require(grant, Scope::Read)?;
+                Ok(self.metrics(asked))
+            }
+            "/api/v1/status" if reads => {
+                require(grant, Scope::Read)?;
+                Ok(json(self.facts.status(), asked))
+            }
+            "/api/v1/peers" if reads => {
+                require(grant, Scope::Read)?;
+                Ok(json(self.facts.peers(), asked))
+            }
+            "/metrics" | "/api/v1/status" | "/api/v1/peers" => Ok(method_not_allowed("GET", asked)),
+            "/api/v1/models/forget" => {
+                if *method != Method::POST {
+                    return Ok(method_not_allowed("POST", asked));
+                }
+                require(grant, Scope::Admin)?;
+                let Forget { node, model } = parse(body, share).await?;
+                let count = self
+                    .catalog
+                    .forget(node.as_deref(), model.as_deref())
+                    .await
+                    .map_err(internal)?;
+                Ok(json(format!("{{\"forgotten\":{count}}}"), asked))
+            }
+            "/api/v1/tokens" => {
+                require(grant, Scope::Admin)?;
+                let answer = match *method {
+                    Method::GET | Method::HEAD => tokens::list(&self.tokens),
+                    Method::POST => tokens::create(&self.tokens, parse(body, share).await?).await?,
+                    Method::DELETE => {
+                        tokens::revoke(&self.tokens, parse(body, share).await?).await?
+                    }
+                    _ => return Ok(method_not_allowed("GET, POST, DELETE", asked)),
+                };
+                Ok(json(answer, asked))
+            }
+            _ => Err(Failure::not_started(Code::NotFound, "no such route")),
+        }
+    }
+
+    fn metrics(&self, asked: Asked) -> Response<ReplyBody> {
+        let mut out = String::with_capacity(4096);
+        self.facts.write(&mut out);
+        for source in &self.metrics {
+            source.write(&mut out);
+        }
+        let mut response = json(out, asked);
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+        );
+        response
+    }
+}
+
+/// Reads a small JSON body; an empty one stands for `{}`.
+async fn parse<T: DeserializeOwned>(
+    body: Incoming,
+    share: &mut upload::Share,
+) -> Result<T, Failure> {
+    let bytes = upload::read(body, share).await?;
+    let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
+    serde_json::from_slice(bytes)
+        .map_err(|error| Failure::not_started(Code::InvalidRequest, error.to_string()))
+}
+
+/// A fault of this node: its cause goes to the log, which only the operator reads.
+fn internal(error: impl std::error::Error) -> Failure {
+    tracing::warn!(%error, "control request failed");
+    Failure::started(Code::Internal, error.to_string())
+}

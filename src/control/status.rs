@@ -1,0 +1,195 @@
+//! `GET /api/v1/status` and `GET /api/v1/peers`, with the fields of contract 3.
+
+use std::{sync::Arc, time::UNIX_EPOCH};
+
+use serde::Serialize;
+use tokio::{sync::watch, time::Instant};
+
+use super::metrics::gauge;
+use crate::{
+    crypto::identity::KeyId,
+    ids::NodeId,
+    mesh::view::{AgentOffer, ModelOffer, NodeView, Reach, View},
+    models::lent::LentModels,
+    trust::Level,
+};
+
+/// What `status` knows of this node.
+#[derive(Debug)]
+pub struct Facts {
+    /// Our name.
+    pub node: NodeId,
+    /// Short form of our key.
+    pub key_id: KeyId,
+    /// When this process began.
+    pub started: Instant,
+    /// Bound port of the mesh listener, if there is one.
+    pub listen_port: Option<u16>,
+    /// Bound port of the local API.
+    pub proxy_port: u16,
+    /// Agents we offer.
+    pub agents: Vec<AgentOffer>,
+    /// Our labels.
+    pub tags: Vec<String>,
+    /// What we lend; its warnings are shown too.
+    pub lent: LentModels,
+    /// What the operator should know, from configuration, shim and mesh.
+    pub warnings: watch::Receiver<Vec<String>>,
+    /// The other nodes.
+    pub view: watch::Receiver<Arc<View>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status<'a> {
+    node_id: &'a NodeId,
+    version: &'static str,
+    key_id: KeyId,
+    uptime_ms: u64,
+    listen: Listen,
+    proxy_port: u16,
+    agents: &'a [AgentOffer],
+    models: Vec<ModelOffer>,
+    tags: &'a [String],
+    warnings: Vec<String>,
+    peers: Vec<Peer<'a>>,
+}
+
+/// A port, or `false`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Listen {
+    Port(u16),
+    No(bool),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Peer<'a> {
+    node_id: &'a NodeId,
+    key_id: Option<KeyId>,
+    trust: Option<Level>,
+    agents: &'a [AgentOffer],
+    models: &'a [ModelOffer],
+    tags: &'a [String],
+    connected: bool,
+    state: Reach,
+    reachable_via: Option<&'a NodeId>,
+    latency_ms: Option<f64>,
+    /// Unknown until nodes tell one another.
+    load: Option<f64>,
+    version: Option<&'a str>,
+    /// Seconds since 1970.
+    last_seen: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'a str>,
+}
+
+fn peer(node: &NodeView) -> Peer<'_> {
+    let about = &*node.descriptor;
+    Peer {
+        node_id: &node.node,
+        key_id: node.key_id,
+        trust: node.level,
+        agents: &about.agents,
+        models: &about.models,
+        tags: &about.tags,
+        connected: node.reach != Reach::Unreachable,
+        state: node.reach,
+        reachable_via: node.reachable_via.as_ref(),
+        // A tenth of a millisecond is all that means anything.
+        latency_ms: node.latency_ms.map(|ms| (ms * 10.0).round() / 10.0),
+        load: None,
+        version: (!about.software.is_empty()).then_some(&about.software),
+        last_seen: node
+            .last_seen
+            .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+            .map(|since| since.as_secs()),
+        problem: node.problem.as_deref(),
+    }
+}
+
+impl Facts {
+    /// The body of `status`.
+    #[must_use]
+    pub fn status(&self) -> String {
+        let view = self.view.borrow().clone();
+        let mut warnings = self.warnings.borrow().clone();
+        warnings.extend(self.lent.table().warnings.iter().cloned());
+        let status = Status {
+            node_id: &self.node,
+            version: env!("CARGO_PKG_VERSION"),
+            key_id: self.key_id,
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            listen: self.listen_port.map_or(Listen::No(false), Listen::Port),
+            proxy_port: self.proxy_port,
+            agents: &self.agents,
+            models: self.lent.offers(),
+            tags: &self.tags,
+            warnings,
+            peers: self.others(&view),
+        };
+        serde_json::to_string(&status).unwrap_or_default()
+    }
+
+    /// The body of `peers`.
+    #[must_use]
+    pub fn peers(&self) -> String {
+        let view = self.view.borrow().clone();
+        serde_json::to_string(&self.others(&view)).unwrap_or_default()
+    }
+
+    fn others<'a>(&self, view: &'a View) -> Vec<Peer<'a>> {
+        let others = view.nodes.values().filter(|node| node.node != self.node);
+        others.map(peer).collect()
+    }
+
+    /// Gauges of this node.
+    pub fn write(&self, out: &mut String) {
+        let view = self.view.borrow().clone();
+        let count = |reach: Reach| {
+            let nodes = view.nodes.values().filter(|node| node.reach == reach);
+            f64::from(u32::try_from(nodes.count()).unwrap_or(u32::MAX))
+        };
+        let nodes = [
+            ("{state=\"direct\"}".to_owned(), count(Reach::Direct)),
+            ("{state=\"relay\"}".to_owned(), count(Reach::Relay)),
+            (
+                "{state=\"unreachable\"}".to_owned(),
+                count(Reach::Unreachable),
+            ),
+        ];
+        gauge(
+            out,
+            "clawmatrix_nodes",
+            "Other nodes by how they are reached.",
+            &nodes,
+        );
+        let uptime = [(String::new(), self.started.elapsed().as_secs_f64().round())];
+        gauge(
+            out,
+            "clawmatrix_uptime_seconds",
+            "Age of this process.",
+            &uptime,
+        );
+        let active: Vec<_> = self
+            .lent
+            .table()
+            .models
+            .iter()
+            .map(|(id, lent)| (label("model", id), f64::from(lent.model.active())))
+            .collect();
+        gauge(
+            out,
+            "clawmatrix_lent_requests",
+            "Requests now running at our providers, by lent model.",
+            &active,
+        );
+    }
+}
+
+/// `{name="value"}`, escaped as Prometheus wants it.
+fn label(name: &str, value: &str) -> String {
+    let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("{{{name}=\"{}\"}}", value.replace('\n', "\\n"))
+}

@@ -1,0 +1,3 @@
+//! The listening side of links.
+
+pub mod upgrade;

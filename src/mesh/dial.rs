@@ -1,0 +1,3 @@
+//! The dialing side of links.
+
+pub mod connect;
