@@ -4,12 +4,16 @@
 pub mod accept;
 pub mod bucket;
 pub mod clock;
+pub mod descriptor;
 pub mod dial;
 pub mod drops;
+pub mod duel;
 pub mod handshake;
+pub mod incarnation;
 pub mod limiter;
 pub mod link;
 pub mod liveness;
+pub mod membership;
 pub mod memory;
 pub mod schedule;
 pub mod session;

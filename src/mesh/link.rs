@@ -38,7 +38,7 @@ use super::{
     transport::{MessageSink, MessageStream},
 };
 use crate::{
-    crypto::seal::TAG_BYTES,
+    crypto::{seal::TAG_BYTES, secret::Secret},
     drain::Tasks,
     ids::{LinkId, NodeId, SessionId, random_bytes},
     wire::{
@@ -49,6 +49,9 @@ use crate::{
         record::{self, FIXED_BYTES, Kind, LENGTH_BYTES},
     },
 };
+
+/// How often a wait for a sign of life looks; rare enough to need no wake-up of its own.
+const ANSWER_POLL: Duration = Duration::from_millis(20);
 
 /// What a verified handshake and our settings say about a new link.
 #[derive(Debug)]
@@ -64,9 +67,9 @@ pub struct Setup {
     /// Whether we dialed.
     pub dialed: bool,
     /// Data key of what we send.
-    pub send_key: [u8; 32],
+    pub send_key: Secret<[u8; 32]>,
     /// Data key of what we receive.
-    pub recv_key: [u8; 32],
+    pub recv_key: Secret<[u8; 32]>,
     /// Our heartbeat.
     pub heartbeat: Duration,
     /// Records under one key.
@@ -202,9 +205,10 @@ impl Link {
         let writer = write::run(
             self.clone(),
             sink,
-            crate::crypto::seal::Sealer::with_rekey(&setup.send_key, setup.rekey_after),
+            crate::crypto::seal::Sealer::with_rekey(setup.send_key.reveal(), setup.rekey_after),
         );
-        let opener = crate::crypto::seal::Opener::with_rekey(&setup.recv_key, setup.rekey_after);
+        let opener =
+            crate::crypto::seal::Opener::with_rekey(setup.recv_key.reveal(), setup.rekey_after);
         let reader = read::run(self.clone(), stream, opener, handler, owner);
         tasks.spawn(writer.instrument(span.clone()));
         tasks.spawn(watch::run(self.clone()).instrument(span.clone()));
@@ -274,6 +278,29 @@ impl Link {
     /// ours (protocol 6.5).
     pub fn probe(&self) {
         lock(&self.live).restart(Instant::now());
+        self.ticked.notify_one();
+    }
+
+    /// Asks the neighbour for a sign of life; whether one came within `patience`. It counts as an
+    /// urgent ping, so a dead link ends soon after.
+    pub async fn answers_within(&self, patience: Duration) -> bool {
+        let asked = Instant::now();
+        self.ask();
+        loop {
+            if lock(&self.live).silence(Instant::now()) < asked.elapsed() {
+                return true;
+            }
+            let left = patience.saturating_sub(asked.elapsed());
+            if left.is_zero() || !self.is_open() {
+                return false;
+            }
+            tokio::time::sleep(left.min(ANSWER_POLL)).await;
+        }
+    }
+
+    /// Sends an urgent ping.
+    pub fn ask(&self) {
+        lock(&self.live).request_waits_now();
         self.ticked.notify_one();
     }
 

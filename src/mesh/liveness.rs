@@ -87,7 +87,14 @@ impl Liveness {
         quiet && self.urgent.is_none() && self.ask(URGENT_PING_DEAD)
     }
 
-    /// This process was stopped, or a duplicate link asks: forgets all silence so far and asks for
+    /// Asks for an urgent ping, quiet or not.
+    pub fn request_waits_now(&mut self) {
+        if self.urgent.is_none() {
+            self.ask(URGENT_PING_DEAD);
+        }
+    }
+
+    /// This process was stopped: forgets all silence so far and asks for
     /// an urgent ping that must be answered within 3 s.
     pub fn restart(&mut self, now: Instant) {
         self.heard = now;

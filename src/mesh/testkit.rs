@@ -19,6 +19,7 @@ use crate::{
     crypto::{
         identity::PublicKey,
         seal::{Opener, Sealer},
+        secret::Secret,
     },
     drain::Tasks,
     ids::{Boot, LinkId, NodeId, SessionId},
@@ -171,8 +172,8 @@ pub(crate) fn setup(a: bool, rekey_after: u64) -> Setup {
         peer: them,
         sid: SID,
         dialed: a,
-        send_key,
-        recv_key,
+        send_key: Secret::new(send_key),
+        recv_key: Secret::new(recv_key),
         heartbeat: Duration::from_secs(15),
         rekey_after,
     }
