@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// End of the name of a file that is being written.
+const TEMPORARY: &str = ".tmp";
+
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -90,9 +93,27 @@ impl StateDir {
             .open(&path)
             .map_err(io_error)?;
         match file.try_lock() {
-            Ok(()) => Ok(StateLock { _file: file }),
+            Ok(()) => {
+                self.sweep();
+                Ok(StateLock { _file: file })
+            }
             Err(fs::TryLockError::WouldBlock) => Err(StateError::Held(self.root.clone())),
             Err(fs::TryLockError::Error(source)) => Err(io_error(source)),
+        }
+    }
+
+    /// Removes what writers that were killed left behind; nobody else writes while we hold the lock.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.root) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let leftover = |n: &str| n.starts_with('.') && n.ends_with(TEMPORARY);
+            if name.to_str().is_some_and(leftover) {
+                // A leftover does no harm but to fill the disk.
+                let _ = fs::remove_file(entry.path());
+            }
         }
     }
 
@@ -141,7 +162,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
     let suffix = crate::ids::hex(&crate::ids::random_bytes::<4>());
-    let temporary = folder.join(format!(".{name}.{suffix}.tmp"));
+    let temporary = folder.join(format!(".{name}.{suffix}{TEMPORARY}"));
     let result = (|| {
         let mut file = OpenOptions::new()
             .create_new(true)
@@ -179,6 +200,18 @@ mod tests {
         assert!(matches!(dir.lock(), Err(StateError::Held(_))));
         drop(held);
         assert!(dir.lock().is_ok());
+    }
+
+    #[test]
+    fn leftovers_of_killed_writers_are_swept_by_the_next_holder() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(temp.path()).unwrap();
+        let leftover = dir.path(".pins.json.0badcafe.tmp");
+        fs::write(&leftover, b"half").unwrap();
+        dir.write("pins.json", b"whole").unwrap();
+        let _held = dir.lock().unwrap();
+        assert!(!leftover.exists());
+        assert_eq!(dir.read("pins.json").unwrap().unwrap(), b"whole");
     }
 
     #[test]

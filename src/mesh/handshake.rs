@@ -10,7 +10,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     crypto::{
@@ -399,13 +399,23 @@ async fn finish<S: MessageSink>(
     outcome
 }
 
+/// Steps computed at once in this process. A step takes a fraction of a millisecond, so hundreds of
+/// strangers who call at the same time wait a little for one another instead of making hundreds of
+/// threads. The queue is fair, and bounded by the limit on pending handshakes.
+static STEPS: Semaphore = Semaphore::const_new(4);
+
 /// Runs one step of the handshake where it may take its time.
 async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, HandshakeError> + Send + 'static,
 ) -> Result<T, HandshakeError> {
+    let permit = STEPS.acquire().await;
+    let joined = tokio::task::spawn_blocking(move || {
+        // Held to the end of the step, even when nobody waits for it any more.
+        let _permit = permit;
+        step()
+    });
     // Only a panic or the end of the runtime makes the join fail.
-    let joined = tokio::task::spawn_blocking(step).await;
-    joined.unwrap_or(Err(HandshakeError::Interrupted))
+    joined.await.unwrap_or(Err(HandshakeError::Interrupted))
 }
 
 async fn send<S: MessageSink>(sink: &mut S, text: String) -> Result<(), HandshakeError> {
