@@ -78,6 +78,14 @@ pub use self::{
 };
 pub use crate::mesh::session::SessionRef;
 
+/// Whether `json` is an inner message of this version: what every frame of a session is read with,
+/// for the fuzzer.
+#[doc(hidden)]
+#[must_use]
+pub fn is_message(json: &[u8]) -> bool {
+    message::decode(json).is_ok()
+}
+
 /// Kinds of request (protocol 5.3); the text is the inner `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {

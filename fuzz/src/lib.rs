@@ -1,11 +1,25 @@
 //! What is fuzzed: everything that reads bytes a stranger chose. A target must return, whatever it
 //! is given; where something was accepted, it also checks that writing it again gives the same.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::{Bytes, BytesMut};
 use clawmatrix::{
-    crypto::seal::{Opener, Sealer},
+    config::{Config, Source},
+    crypto::{
+        handshake::{Initiator, Local, Responder},
+        identity::Identity,
+        seal::{Opener, Sealer},
+        stretch::{MeshKey, ValidKey},
+        transcript::Carrier,
+    },
+    exchange,
+    ids::{MeshName, NodeId},
+    models::splice as body,
     wire::{
         frame::{GossipHeader, LinkHeader, RoutedHeader},
         inner::{self, Inner},
@@ -41,6 +55,26 @@ pub const TARGETS: &[Target] = &[
         name: "inner",
         run: inner,
         seeds: inner_seeds,
+    },
+    Target {
+        name: "message",
+        run: message,
+        seeds: message_seeds,
+    },
+    Target {
+        name: "handshake",
+        run: handshake,
+        seeds: handshake_seeds,
+    },
+    Target {
+        name: "config",
+        run: config,
+        seeds: config_seeds,
+    },
+    Target {
+        name: "splice",
+        run: splice,
+        seeds: splice_seeds,
     },
     Target {
         name: "json",
@@ -169,6 +203,160 @@ fn inner_seeds() -> Vec<Vec<u8>> {
             b"",
         ),
     ]
+}
+
+/// The JSON of an inner frame, as an exchange reads it (protocol 5.3).
+fn message(data: &[u8]) {
+    let _ = exchange::is_message(data);
+}
+
+fn message_seeds() -> Vec<Vec<u8>> {
+    [
+        r#"{"type":"noop"}"#,
+        r#"{"type":"model_req","rid":"00112233445566778899aabbccddeeff","model":"m","path":"/v1/chat/completions","hdr":{},"stream":true,"dl":60000,"blen":12,"hops":[],"actor":"user"}"#,
+        r#"{"type":"accept","rid":"00112233445566778899aabbccddeeff","seq":0,"queue":1,"phase":"accepted"}"#,
+        r#"{"type":"head","rid":"00112233445566778899aabbccddeeff","seq":0,"status":200,"meta":{"content_type":"text/event-stream"},"fin":true,"ok":true}"#,
+        r#"{"type":"chunk","rid":"00112233445566778899aabbccddeeff","dir":"down","seq":3}"#,
+        r#"{"type":"end","rid":"00112233445566778899aabbccddeeff","seq":9,"ok":true,"usage":{"in":1}}"#,
+        r#"{"type":"error","rid":"00112233445566778899aabbccddeeff","seq":1,"code":"overloaded","message":"m","retryable":true,"stage":"not_started","retry_after_ms":1000}"#,
+        r#"{"type":"ack","a":[["00112233445566778899aabbccddeeff","up",1,262144]]}"#,
+        r#"{"type":"cancel","rid":"00112233445566778899aabbccddeeff","reason":"cancelled"}"#,
+        r#"{"type":"query","rid":"00112233445566778899aabbccddeeff"}"#,
+        r#"{"type":"state","rid":"00112233445566778899aabbccddeeff","phase":"running","next":3}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
+/// One whole handshake in which one message was replaced or damaged on its way (protocol 3).
+///
+/// The first byte says which message and how: 0-3 replaces M1 to M4 by the rest of the input, 4-7
+/// takes triples of (place, bits) from it and flips those bits of the true message. One that was
+/// damaged in a single place must not end well: no byte of the four messages is without meaning.
+fn handshake(data: &[u8]) {
+    let Some((&how, change)) = data.split_first() else {
+        return;
+    };
+    let (place, flips) = (how % 4, how % 8 >= 4);
+    let mut damaged = false;
+    let mut on_its_way = |number: u8, text: String| -> String {
+        if number != place {
+            return text;
+        }
+        let altered = if flips {
+            let mut bytes = text.clone().into_bytes();
+            for triple in change.chunks_exact(3) {
+                let at = usize::from(u16::from_be_bytes([triple[0], triple[1]])) % bytes.len();
+                bytes[at] ^= triple[2];
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        } else {
+            String::from_utf8_lossy(change).into_owned()
+        };
+        damaged = altered != text;
+        altered
+    };
+    let parties = &*PARTIES;
+    let (dialer, m1) = Initiator::hello(parties.home.clone(), parties.office.node.clone());
+    let Ok((listener, m2)) = Responder::answer(parties.office.clone(), &on_its_way(0, m1)) else {
+        return;
+    };
+    let Ok(introduced) = dialer.open(&on_its_way(1, m2)) else {
+        return;
+    };
+    let (proving, m3) = introduced.prove(&parties.key[0].key);
+    let Ok(proved) = listener.open(&on_its_way(2, m3), &parties.key) else {
+        return;
+    };
+    let (_, m4) = proved.accept();
+    let ended = proving.confirm(&on_its_way(3, m4)).is_ok();
+    let one_place = flips && change.len() < 6;
+    assert!(
+        !(ended && damaged && one_place),
+        "a damaged handshake ended well"
+    );
+}
+
+struct Parties {
+    home: Local,
+    office: Local,
+    key: Vec<ValidKey>,
+}
+
+static PARTIES: LazyLock<Parties> = LazyLock::new(|| {
+    let local = |name: &str| Local {
+        node: name.parse::<NodeId>().expect("a name"),
+        mesh: "demo".parse::<MeshName>().expect("a name"),
+        identity: Arc::new(Identity::generate()),
+        params: b"{}".to_vec(),
+        carrier: Carrier::Link,
+    };
+    Parties {
+        home: local("home-01"),
+        office: local("office-01"),
+        key: vec![ValidKey {
+            index: 0,
+            key: Arc::new(MeshKey::from_bytes([3; 32])),
+        }],
+    }
+});
+
+fn handshake_seeds() -> Vec<Vec<u8>> {
+    let parties = &*PARTIES;
+    let (_, m1) = Initiator::hello(parties.home.clone(), parties.office.node.clone());
+    let m2 = Responder::answer(parties.office.clone(), &m1).map(|(_, m2)| m2);
+    let replace = |number: u8, text: &str| [&[number], text.as_bytes()].concat();
+    vec![
+        replace(0, &m1),
+        replace(1, &m2.expect("M1 is well formed")),
+        replace(2, r#"{"type":"auth","box":"AAAA"}"#),
+        replace(3, r#"{"type":"auth_ok","box":"AAAA"}"#),
+        vec![4, 0, 30, 1],
+        vec![5, 0, 30, 1],
+        vec![6, 0, 30, 1],
+        vec![7, 0, 30, 1],
+    ]
+}
+
+/// A configuration file: from a person, but a person's mistakes are no reason to panic.
+fn config(data: &[u8]) {
+    let source = Source {
+        openclaw: data.len() % 2 == 1,
+        folder: Path::new("/nonexistent"),
+        env: &|_| None,
+    };
+    let _ = Config::from_text(data, &source);
+}
+
+fn config_seeds() -> Vec<Vec<u8>> {
+    [
+        r#"{"nodeId":"home-01","secret":"kU9-real-parts-7Qe2vX0s","peers":[{"nodeId":"office-01","url":"ws://office:19000"}]}"#,
+        r#"{"nodeId":"office-01","secret":"kU9-real-parts-7Qe2vX0s","listen":true,"listenHost":"::","listenPort":0,"models":[{"id":"a/b","baseUrl":"http://127.0.0.1:1/v1","allow":["home-*","label:x"]},"auto"],"agents":[{"id":"main"}],"toolProxy":{"enabled":true,"allow":["*"]},"trust":{"mode":"explicit","nodes":{}},"acceptSecrets":[{"secret":"0123456789abcdefXY","notAfter":"2027-01-01T00:00:00Z"}],"proxyModels":[{"id":"m","nodeId":"x"}],"tags":["t"],"limits":{}}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
+/// The scanner that finds and replaces `model` in a request body.
+fn splice(data: &[u8]) {
+    if let Ok(found) = body::scan(data) {
+        let bytes = Bytes::copy_from_slice(data);
+        let again: Vec<u8> = body::splice(&bytes, &found.span, "other/model \"q\"").concat();
+        let second = body::scan(&again).expect("a replaced model is found again");
+        assert_eq!(second.model, "other/model \"q\"");
+        assert_eq!(second.stream, found.stream);
+    }
+    let _ = body::ends_event(data);
+}
+
+fn splice_seeds() -> Vec<Vec<u8>> {
+    [
+        r#"{"model":"office-01/m","messages":[{"role":"user","content":"a \"model\": b"}],"stream":true}"#,
+        r#" { "a" : {"model":1}, "mod\u0065l" : "x\u00e9\/y" , "stream":false}"#,
+        "data: x\n\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
 }
 
 /// The strict JSON check of protocol 5.2: what it accepts, serde_json accepts.
