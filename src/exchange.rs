@@ -478,7 +478,7 @@ impl Exchange {
                 held_body,
                 moment.now,
             );
-            let more = entry.fill(rid);
+            let more = entry.fill(rid, moment.now);
             out.pump(rid, message::Dir::Up, &mut entry.up, moment);
             state.outbound.insert(rid, entry);
             shared.counters.opened_outbound();

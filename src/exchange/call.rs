@@ -82,7 +82,7 @@ pub(super) async fn upload(remote: Arc<Remote>, rid: RequestId) {
                 let Some(entry) = state.outbound.get_mut(&rid) else {
                     return Step::Done;
                 };
-                let more = entry.fill(rid);
+                let more = entry.fill(rid, at.now);
                 out.pump(rid, super::message::Dir::Up, &mut entry.up, at);
                 if more {
                     entry.uploader = Some(cx.waker().clone());

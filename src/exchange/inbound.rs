@@ -123,6 +123,20 @@ impl Inbound {
         self.down.push(item, true);
     }
 
+    /// Asks for the credit whose ack may be lost.
+    fn probe(&mut self, rid: RequestId) {
+        if self.down.closed() {
+            return;
+        }
+        let item = Outgoing {
+            json: message::chunk(rid, Dir::Down, self.down.next_seq(), None),
+            data: Bytes::new(),
+            class: self.class,
+        };
+        // Without room for it in the budget the next probe will do.
+        let _ = self.down.push(item, false);
+    }
+
     fn phase(&self) -> Phase {
         if self.down.closed() {
             Phase::Done
@@ -135,7 +149,12 @@ impl Inbound {
 
     /// Takes one offer, or the next piece of it, if credit and budget allow. `Ready(true)` means
     /// that more of it is left.
-    fn offer(&mut self, rid: RequestId, offer: &mut Offer<'_>) -> Poll<Result<bool, Failure>> {
+    fn offer(
+        &mut self,
+        rid: RequestId,
+        offer: &mut Offer<'_>,
+        now: Time,
+    ) -> Poll<Result<bool, Failure>> {
         if let Some(failure) = &self.stop {
             return Poll::Ready(Err(failure.clone()));
         }
@@ -159,6 +178,7 @@ impl Inbound {
                 fin,
             } => {
                 if room < data.len() {
+                    self.down.starve(now);
                     return Poll::Pending;
                 }
                 let json = message::head(rid, seq, *status, meta, *fin);
@@ -166,6 +186,7 @@ impl Inbound {
             }
             Offer::Chunk { data, fin } => {
                 if room < data.len().min(PIECE_BYTES) {
+                    self.down.starve(now);
                     return Poll::Pending;
                 }
                 let piece = data.slice(..data.len().min(room).min(CHUNK_BYTES));
@@ -513,19 +534,23 @@ impl State {
                     entry.stop(failure);
                 } else if entry.down.next_seq() == 0
                     && at.now >= entry.opened + AUTO_ACCEPT
-                    && let Poll::Ready(Err(failure)) = entry.offer(*rid, &mut Offer::Accept)
+                    && let Poll::Ready(Err(failure)) = entry.offer(*rid, &mut Offer::Accept, at.now)
                 {
                     tracing::debug!(request = ?rid, %failure, "cannot accept");
                 }
             }
-            if entry.down.tick(at.now, at.rtt) == Tick::Lost {
-                // Nobody listens; there is nobody to tell either.
-                entry.down.give_up();
-                if entry.stop.is_none() {
-                    entry.stop(Failure::started(
-                        Code::StreamLost,
-                        "the asking node acks nothing",
-                    ));
+            match entry.down.tick(at.now, at.rtt) {
+                Tick::Quiet | Tick::Resend => {}
+                Tick::Probe => entry.probe(*rid),
+                Tick::Lost => {
+                    // Nobody listens; there is nobody to tell either.
+                    entry.down.give_up();
+                    if entry.stop.is_none() {
+                        entry.stop(Failure::started(
+                            Code::StreamLost,
+                            "the asking node acks nothing",
+                        ));
+                    }
                 }
             }
             out.pump(*rid, Dir::Down, &mut entry.down, at);
@@ -578,7 +603,7 @@ impl State {
         let Some(entry) = self.inbound.get_mut(&rid) else {
             return Poll::Ready(Err(over()));
         };
-        let result = entry.offer(rid, offer);
+        let result = entry.offer(rid, offer, at.now);
         match &result {
             Poll::Pending => note(&mut entry.writer, waker),
             Poll::Ready(_) => out.pump(rid, Dir::Down, &mut entry.down, at),

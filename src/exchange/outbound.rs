@@ -118,7 +118,7 @@ impl Outbound {
     }
 
     /// Turns as much of the body into items as credit allows. Returns whether some is left.
-    pub(super) fn fill(&mut self, rid: RequestId) -> bool {
+    pub(super) fn fill(&mut self, rid: RequestId, now: Time) -> bool {
         while !self.body.is_empty() {
             let want = self.body.len().min(PIECE_BYTES);
             let Some(room) = self
@@ -129,6 +129,7 @@ impl Outbound {
                 return true;
             };
             if room < want {
+                self.up.starve(now);
                 return true;
             }
             let data = self
@@ -146,6 +147,17 @@ impl Outbound {
             let _ = self.body.split_to(bytes);
         }
         false
+    }
+
+    /// Asks for the credit whose ack may be lost.
+    fn probe(&mut self, rid: RequestId) {
+        let item = Outgoing {
+            json: message::chunk(rid, Dir::Up, self.up.next_seq(), None),
+            data: Bytes::new(),
+            class: self.class,
+        };
+        // Without room for it in the budget the next probe will do.
+        let _ = self.up.push(item, false);
     }
 
     /// Forgets what is left to send: nobody wants it.
@@ -485,9 +497,13 @@ impl State {
                     let failure = entry.lost();
                     entry.give_up(*rid, failure, out, at.now);
                 } else {
-                    if entry.up.tick(at.now, at.rtt) == Tick::Lost {
-                        let failure = entry.lost();
-                        entry.give_up(*rid, failure, out, at.now);
+                    match entry.up.tick(at.now, at.rtt) {
+                        Tick::Quiet | Tick::Resend => {}
+                        Tick::Probe => entry.probe(*rid),
+                        Tick::Lost => {
+                            let failure = entry.lost();
+                            entry.give_up(*rid, failure, out, at.now);
+                        }
                     }
                     out.pump(*rid, Dir::Up, &mut entry.up, at);
                     // A budget that had no room may have some now.

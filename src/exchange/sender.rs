@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::budget::{Held, ITEM_COST};
 use crate::{
     mesh::session::Class,
-    wire::limits::{RTO_MAX, RTO_MIN, STREAM_LOST_AFTER, UNACKED_ITEMS},
+    wire::limits::{NOOP_AFTER, RTO_MAX, RTO_MIN, STREAM_LOST_AFTER, UNACKED_ITEMS},
 };
 
 /// Time since the exchange layer began.
@@ -39,6 +39,9 @@ pub(super) enum Tick {
     Quiet,
     /// Something is to be sent again: call [`Sender::take`].
     Resend,
+    /// Credit has been missing for a while with nothing under way: the ack that grants more may
+    /// be lost. Push an item without data; its ack tells.
+    Probe,
     /// Nothing was acked for [`STREAM_LOST_AFTER`].
     Lost,
 }
@@ -69,6 +72,8 @@ pub(super) struct Sender {
     progress: Time,
     /// When a gap was last answered.
     gap_answered: Option<Time>,
+    /// Since when the caller waits for credit, and the pause before the next probe.
+    starved: Option<(Time, Duration)>,
     held: Held,
 }
 
@@ -89,6 +94,7 @@ impl Sender {
             timer: Time::ZERO,
             progress: Time::ZERO,
             gap_answered: None,
+            starved: None,
             held,
         }
     }
@@ -135,6 +141,11 @@ impl Sender {
         (self.next - self.acked < UNACKED_ITEMS - 1).then(|| self.max.saturating_sub(self.bytes))
     }
 
+    /// The caller waits: what [`Sender::allowance`] said is too little.
+    pub(super) fn starve(&mut self, now: Time) {
+        self.starved.get_or_insert((now, RTO_MIN));
+    }
+
     /// Takes one item; false when the budget has no room for it, and nothing was taken. The
     /// caller has asked for the [`Sender::allowance`], except for the last item, which is always
     /// taken: it frees what the others hold.
@@ -145,6 +156,9 @@ impl Sender {
             self.held.force(cost);
         } else if !self.held.grow(cost) {
             return false;
+        }
+        if !item.data.is_empty() {
+            self.starved = None;
         }
         self.bytes += item.data.len() as u64;
         self.items.push_back(item);
@@ -250,6 +264,13 @@ impl Sender {
 
     /// Looks at the clock.
     pub(super) fn tick(&mut self, now: Time, rtt: Option<Duration>) -> Tick {
+        if self.next == self.acked
+            && let Some((since, pause)) = self.starved
+            && now >= since + pause
+        {
+            self.starved = Some((now, (pause * 2).min(NOOP_AFTER)));
+            return Tick::Probe;
+        }
         if self.fresh == self.acked {
             return Tick::Quiet;
         }

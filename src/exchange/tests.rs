@@ -2,8 +2,11 @@
 
 mod cancel;
 mod credit;
+mod halves;
 mod life;
 mod loss;
+mod memory;
+mod random;
 mod refusal;
 
 use std::{

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A judge that misjudges about one frame in `every`, the same way each time it runs.
-fn unreliable(mut x: u32, every: u32) -> Judge {
+pub(super) fn unreliable(mut x: u32, every: u32) -> Judge {
     Box::new(move |_, _| {
         x ^= x << 13;
         x ^= x >> 17;
@@ -142,4 +142,36 @@ async fn a_lost_reply_never_runs_the_work_twice() {
         server.abort();
     }
     assert!(unknown > 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_grant_of_credit_is_asked_for() {
+    let deaf = Arc::new(AtomicBool::new(false));
+    let ear = Arc::clone(&deaf);
+    let mut pair = Pair::with(Manner {
+        up: Box::new(move |_, _| {
+            if ear.load(Relaxed) {
+                Fate::Drop
+            } else {
+                Fate::Deliver
+            }
+        }),
+        ..Manner::default()
+    });
+    let (mut call, incoming) = pair.start(request("q")).await;
+    let mut reply = incoming.reply;
+    let server = spawn(async move {
+        reply
+            .head(200, "{}", noise(400_000), Some(good()))
+            .await
+            .unwrap();
+    });
+    // The window is full and everything in it is acked.
+    tokio::time::sleep(5 * SECOND).await;
+    deaf.store(true, Relaxed);
+    let client = spawn(async move { answer(&mut call).await });
+    tokio::time::sleep(5 * SECOND).await;
+    deaf.store(false, Relaxed);
+    assert_eq!(client.await.unwrap().unwrap().data, noise(400_000));
+    server.await.unwrap();
 }
