@@ -18,6 +18,8 @@ mod secret;
 mod setup;
 mod sse;
 mod status;
+mod token;
+mod trust;
 mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
@@ -68,8 +70,12 @@ enum Verb {
     Chat(chat::Args),
     /// Print this node's public key and its short form.
     Identity,
+    /// Whose keys are believed.
+    Trust(trust::Args),
     /// Make cluster secrets.
     Secret(secret::Args),
+    /// Tokens of the local API.
+    Token(token::Args),
     /// Check configuration, ports, clock, peers and OpenClaw's settings.
     Doctor(doctor::Args),
     /// Print the schemas of the configuration and of the sidecar's messages.
@@ -115,6 +121,8 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Models(args) => models::run(&args, context),
         Verb::Chat(args) => chat::run(&args, context),
         Verb::Identity => identity::run(context),
+        Verb::Trust(args) => trust::run(&args, context),
+        Verb::Token(args) => token::run(&args, context),
         Verb::Secret(args) => secret::run(&args, context),
         Verb::Doctor(args) => doctor::run(&args, context),
         Verb::Schema(args) => schema::run(&args, context),

@@ -4,6 +4,7 @@
 pub mod metrics;
 pub mod status;
 pub mod tokens;
+pub mod trust;
 
 use std::sync::Arc;
 
@@ -97,6 +98,17 @@ impl Control {
                     .await
                     .map_err(internal)?;
                 Ok(json(format!("{{\"forgotten\":{count}}}"), asked))
+            }
+            "/api/v1/trust" => {
+                require(grant, Scope::Admin)?;
+                let answer = match *method {
+                    Method::GET | Method::HEAD => trust::list(&self.facts.trust),
+                    Method::POST => {
+                        trust::change(&self.facts.trust, parse(body, share).await?).await?
+                    }
+                    _ => return Ok(method_not_allowed("GET, POST", asked)),
+                };
+                Ok(json(answer, asked))
             }
             "/api/v1/tokens" => {
                 require(grant, Scope::Admin)?;

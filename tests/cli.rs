@@ -349,3 +349,106 @@ fn doctor_fails_when_it_finds_an_error() {
     );
     assert!(!ran.out.contains("aaaaaaaaaaaaaaaa"), "{}", ran.out);
 }
+
+/// A state folder as a node makes it, for verbs that work without a running one.
+fn state(shell: &Shell) -> String {
+    let dir = shell.home.path().join("state");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    dir.to_string_lossy().into_owned()
+}
+
+#[test]
+fn trust_is_changed_on_the_state_folder_of_a_stopped_node() {
+    let shell = Shell::new();
+    let dir = state(&shell);
+    let key_dir = shell.home.path().join("other");
+    fs::create_dir(&key_dir).unwrap();
+    fs::set_permissions(&key_dir, fs::Permissions::from_mode(0o700)).unwrap();
+    let key_file = key_dir.join("identity.key");
+    fs::write(&key_file, [9; 32]).unwrap();
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let other = key_dir.to_string_lossy().into_owned();
+    let told = json(
+        &shell
+            .run(&["identity", "--json", "--state-dir", &other])
+            .out,
+    );
+    let (key, id) = (
+        told["publicKey"].as_str().unwrap(),
+        told["keyId"].as_str().unwrap(),
+    );
+
+    let trust = |args: &[&str]| {
+        let mut all = vec!["trust", "--state-dir", &dir];
+        all.extend(args);
+        shell.run(&all)
+    };
+    let ran = trust(&["add", "office-01", key, "--label", "family"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains(id), "{}", ran.out);
+    let list = json(&trust(&["list", "--json"]).out);
+    assert_eq!(list["nodes"][0]["level"], "trusted");
+    assert_eq!(list["nodes"][0]["labels"][0], "family");
+    assert_eq!(trust(&["deny", id]).code, 0);
+    assert!(trust(&["list"]).out.contains("Denied keys"));
+    assert_eq!(trust(&["remove", id]).code, 0);
+    assert_eq!(trust(&["remove", "office-01"]).code, 0);
+    assert!(trust(&["list"]).out.contains("no keys are known"));
+    let ran = trust(&["remove", "office-01"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("trust list"), "{}", ran.err);
+    assert_eq!(trust(&["add", "office-01", "nonsense"]).code, 2);
+}
+
+#[test]
+fn tokens_are_made_on_the_state_folder_of_a_stopped_node() {
+    let shell = Shell::new();
+    let dir = state(&shell);
+    let made = shell.run(&[
+        "token",
+        "create",
+        "phone",
+        "--scope",
+        "read,models",
+        "--state-dir",
+        &dir,
+    ]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    let text = made.out.trim();
+    assert!(text.starts_with("cmx_"), "{text}");
+    let list = shell.run(&["token", "list", "--state-dir", &dir]);
+    assert_eq!(list.out, "phone (read, models)\n");
+    let kept = fs::read_to_string(shell.home.path().join("state/tokens.json")).unwrap();
+    assert!(!kept.contains(text), "the token itself is kept");
+    assert_eq!(
+        shell
+            .run(&["token", "create", "phone", "--state-dir", &dir])
+            .code,
+        1
+    );
+    assert_eq!(
+        shell
+            .run(&[
+                "token",
+                "create",
+                "x",
+                "--scope",
+                "root",
+                "--state-dir",
+                &dir
+            ])
+            .code,
+        2
+    );
+    assert_eq!(
+        shell
+            .run(&["token", "revoke", "phone", "--state-dir", &dir])
+            .code,
+        0
+    );
+    assert_eq!(
+        shell.run(&["token", "list", "--state-dir", &dir]).out,
+        "no named tokens\n"
+    );
+}

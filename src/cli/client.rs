@@ -36,6 +36,13 @@ impl Client {
         Self::of(locate::running(common)?)
     }
 
+    /// A client of the running node; none when none runs, and the state folder is free.
+    pub(super) fn find(common: &Common) -> Result<Option<Self>, CliError> {
+        locate::pick(locate::live(common))?
+            .map(Self::of)
+            .transpose()
+    }
+
     /// A client of this node.
     pub(super) fn of(node: Running) -> Result<Self, CliError> {
         let token = read_token(&node.state)?;

@@ -147,7 +147,7 @@ fn answers(port: u16) -> bool {
 }
 
 /// The one node, or the person's choice.
-fn pick(mut live: Vec<Running>) -> Result<Option<Running>, CliError> {
+pub(super) fn pick(mut live: Vec<Running>) -> Result<Option<Running>, CliError> {
     if live.len() < 2 {
         return Ok(live.pop());
     }

@@ -24,6 +24,8 @@ enum Verb {
     Forget {
         /// The node.
         node: String,
+        /// One of its models [default: all].
+        model: Option<String>,
     },
 }
 
@@ -38,13 +40,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
                 output::print(&render(&models, context.paint))?;
             }
         }
-        Some(Verb::Forget { node }) => {
-            let body = json!({ "nodeId": node });
+        Some(Verb::Forget { node, model }) => {
+            let body = json!({"node": node, "model": model});
             let answer = block_on(client.call(Method::POST, "/api/v1/models/forget", Some(&body)))?;
             if context.common.json {
                 output::json(&answer)?;
             } else {
-                output::line(&format!("forgot the models of {}", clean(node)))?;
+                let count = answer["forgotten"].as_u64().unwrap_or(0);
+                output::line(&format!("forgot {count} models of {}", clean(node)))?;
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     ids::NodeId,
     mesh::view::{AgentOffer, ModelOffer, NodeView, Reach, View},
     models::lent::LentModels,
-    trust::Level,
+    trust::{Level, TrustStore},
 };
 
 /// What `status` knows of this node.
@@ -35,6 +35,8 @@ pub struct Facts {
     pub lent: LentModels,
     /// What the operator should know, from configuration, shim and mesh.
     pub warnings: watch::Receiver<Vec<String>>,
+    /// Whose keys are believed; its conflicts are shown too.
+    pub trust: TrustStore,
     /// The other nodes.
     pub view: watch::Receiver<Arc<View>>,
 }
@@ -116,6 +118,7 @@ impl Facts {
         let view = self.view.borrow().clone();
         let mut warnings = self.warnings.borrow().clone();
         warnings.extend(self.lent.table().warnings.iter().cloned());
+        warnings.extend(super::trust::warnings(&self.trust));
         let status = Status {
             node_id: &self.node,
             version: env!("CARGO_PKG_VERSION"),

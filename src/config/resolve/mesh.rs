@@ -175,20 +175,15 @@ fn port_written(text: &str) -> bool {
 
 /// A public key in its text form.
 fn key(check: &mut Check<'_>, path: &str, text: &str) -> Option<PublicKey> {
-    let bytes = URL_SAFE_NO_PAD
-        .decode(text)
-        .ok()
-        .and_then(|b| <[u8; 32]>::try_from(b).ok());
-    let valid =
-        bytes.filter(|b| ed25519_dalek::VerifyingKey::from_bytes(b).is_ok_and(|k| !k.is_weak()));
-    if valid.is_none() {
+    let key = text.parse();
+    if key.is_err() {
         check.problem(
             path,
             format!("{} is not a public key", quote(text)),
             "copy the 43 characters that `clawmatrix identity` prints on that node",
         );
     }
-    valid.map(PublicKey)
+    key.ok()
 }
 
 /// A SHA-256 as hexadecimal, or base64 of either alphabet, with or without `sha256/` in front.
