@@ -80,7 +80,7 @@ pub enum Refusal {
     #[error("key {0} is denied")]
     Denied(KeyId),
     /// The name belongs to another key.
-    #[error("node `{node}` shows key {found}, but key {held} is pinned for that name")]
+    #[error("identity conflict: node `{node}` shows key {found}, but key {held} is pinned for it")]
     Conflict {
         /// The name.
         node: NodeId,
@@ -92,7 +92,9 @@ pub enum Refusal {
         configured: bool,
     },
     /// The name differs only in case from a known one.
-    #[error("the name `{node}` differs only in case from the known node `{like}`")]
+    #[error(
+        "identity conflict: the name `{node}` differs only in case from the known node `{like}`"
+    )]
     LooksLike {
         /// The name it showed.
         node: NodeId,
@@ -387,6 +389,12 @@ impl TrustStore {
     #[must_use]
     pub fn conflicts(&self) -> Vec<Conflict> {
         lock(&self.inner.book).conflicts()
+    }
+
+    /// The conflicts in words with their way out, for `status`.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.conflicts().iter().map(Conflict::warning).collect()
     }
 
     /// How often a conflict was met since the start.

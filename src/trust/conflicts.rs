@@ -50,6 +50,31 @@ pub struct Conflict {
     pub hint: String,
 }
 
+impl Conflict {
+    /// In words, with the way out.
+    #[must_use]
+    pub fn warning(&self) -> String {
+        let Self {
+            node, key_id, hint, ..
+        } = self;
+        let what = match (self.kind, self.held) {
+            (ConflictKind::OtherKey, Some(held)) => {
+                format!("shows key {key_id}, but key {held} is pinned for it")
+            }
+            (ConflictKind::OtherKey, None) => format!("shows another key, {key_id}"),
+            (ConflictKind::LooksLike, _) => {
+                format!("with key {key_id} differs only in case from a known name")
+            }
+            (ConflictKind::NotListed, _) => format!("with key {key_id} is not listed"),
+        };
+        let times = if self.count == 1 { "time" } else { "times" };
+        format!(
+            "node `{node}` {what}; refused {} {times}; {hint}",
+            self.count
+        )
+    }
+}
+
 /// The refused names and keys, the latest last.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
