@@ -99,7 +99,7 @@ export class Gateway {
    * One agent turn. `model` is `provider/model`; without it the agent's own.
    * Answers `{status, text, usage, pieces, firstMs, totalMs, raw}`.
    */
-  async turn(prompt, { model, session, timeoutMs = 120_000 } = {}) {
+  async turn(prompt, { model, session, onText, timeoutMs = 120_000 } = {}) {
     const started = Date.now();
     const answer = await this.post('/v1/chat/completions',
       { model: 'openclaw', stream: true, stream_options: { include_usage: true }, messages: [{ role: 'user', content: prompt }] },
@@ -126,6 +126,7 @@ export class Gateway {
           result.firstMs ??= Date.now() - started;
           result.pieces += 1;
           result.text += delta;
+          onText?.(delta);
         }
         if (event.usage) result.usage = event.usage;
         if (event.error) result.error = event.error;

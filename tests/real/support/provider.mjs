@@ -37,6 +37,10 @@ export class Provider extends EventEmitter {
   requests = [];
   /** The key it accepts; anything else is answered 401. Null accepts all. */
   key;
+  /** What it says to everything, instead of an echo. */
+  script = null;
+  /** How long before each piece of an answer, ms. */
+  pace = 0;
   #server;
   #seen = new Set();
   #sockets = new Set();
@@ -152,7 +156,7 @@ export class Provider extends EventEmitter {
     }
     if (directive(text, 'hang')) return undefined;
 
-    const pace = Number(directive(text, 'slow')?.arg ?? 0);
+    const pace = Number(directive(text, 'slow')?.arg ?? this.pace);
     const answer = this.#answer(flat(turn.find((m) => m.role === 'user') ?? {}), images, toolResults);
     const calls = toolResults.length ? [] : [...text.matchAll(/\[\[tool:(\w+) (\{.*?\})\]\]/g)].map((m, i) => ({ index: i, id: `call_${i + 1}`, type: 'function', function: { name: m[1], arguments: m[2] } }));
     const reason = directive(text, 'reason')?.arg;
@@ -219,6 +223,7 @@ export class Provider extends EventEmitter {
     }
     const say = directive(text, 'say');
     if (say) return say.arg;
+    if (this.script) return this.script;
     // OpenClaw puts the time before the human's words and notes of its own after them.
     const words = text.replace(/^\[[^\]\n]* UTC\] /, '').split('\n\n')[0].replaceAll(/\[\[[^\]]*\]\]/g, '');
     return `echo: ${words.trim().slice(0, 400)} (end of echo)`;

@@ -1,0 +1,99 @@
+// Every configuration shown in the docs is one the program accepts, and every command shown exists.
+import assert from 'node:assert/strict';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, test } from 'node:test';
+import { run } from './support/child.mjs';
+import { binary, folder, missing, root } from './support/places.mjs';
+import { environment } from './support/sidecar.mjs';
+
+const PAGES = ['README.md', 'BOOTSTRAP.md', 'CONTRIBUTING.md'].filter((name) => existsSync(join(root, name)));
+
+/** The fenced blocks of a page: `{language, text, line}`. */
+function blocks(page) {
+  const found = [];
+  let open = null;
+  for (const [i, line] of readFileSync(join(root, page), 'utf8').split('\n').entries()) {
+    const fence = line.match(/^\s*```(\S*)/);
+    if (!fence) open?.text.push(line);
+    else if (open) {
+      found.push({ ...open, text: open.text.join('\n') });
+      open = null;
+    } else open = { language: fence[1], text: [], line: i + 1 };
+  }
+  return found;
+}
+
+/** JSON with comments and trailing commas, as OpenClaw's files may have. */
+function parse(text) {
+  let out = '';
+  for (let i = 0; i < text.length; i += 1) {
+    if (text[i] === '"') {
+      const from = i;
+      for (i += 1; text[i] !== '"'; i += 1) if (text[i] === '\\') i += 1;
+      out += text.slice(from, i + 1);
+    } else if (text.startsWith('//', i)) {
+      i = text.indexOf('\n', i) - 1;
+      if (i < 0) break;
+    } else out += text[i];
+  }
+  return JSON.parse(out.replaceAll(/,(\s*[}\]])/g, '$1'));
+}
+
+/** The node's own configuration inside what a block shows, if it shows one. */
+function configOf(value) {
+  const nested = value?.plugins?.entries?.clawmatrix?.config;
+  if (nested) return nested;
+  return value?.nodeId ? value : null;
+}
+
+describe('the docs', { skip: missing.binary(), timeout: 120_000 }, () => {
+  test('there_are_docs_to_check', () => assert.ok(PAGES.includes('README.md')));
+
+  for (const page of PAGES) {
+    for (const block of blocks(page)) {
+      if (/^json5?c?$/.test(block.language)) {
+        test(`${page}:${block.line} is a configuration that is accepted`, async (t) => {
+          const config = configOf(parse(block.text));
+          if (!config) return t.diagnostic('no configuration of a node; it parses');
+          const dir = folder('docs');
+          const file = join(dir, 'node.json');
+          // A secret in the docs stands for the reader's own: the one shown must be refused.
+          const shown = { ...config };
+          if (typeof shown.secret === 'string') shown.secret = 'rQ7-docs-check-0a8Zk3mW';
+          if (shown.secretFile) {
+            delete shown.secretFile;
+            shown.secret = 'rQ7-docs-check-0a8Zk3mW';
+          }
+          writeFileSync(file, JSON.stringify(shown), { mode: 0o600 });
+          const env = environment();
+          for (const name of block.text.matchAll(/"apiKeyEnv"\s*:\s*"(\w+)"|\$\{(\w+)\}/g)) env[name[1] ?? name[2]] = 'stand-in-of-good-length';
+          const done = await run(binary, ['--state-dir', join(dir, 'state'), '--json', 'doctor', '--config', file], { env });
+          const findings = JSON.parse(done.stdout);
+          const wrong = (findings.findings ?? findings).filter((f) => f.subject === 'config' && f.grade === 'error');
+          assert.deepEqual(wrong, [], block.text);
+        });
+      }
+      if (/^(sh|bash|shell|console)$/.test(block.language)) {
+        test(`${page}:${block.line} shows commands that exist`, async () => {
+          const lines = block.text.replaceAll(/\\\n\s*/g, ' ').split('\n').map((line) => line.replace(/^\s*\$ /, '').trim());
+          for (const line of lines) {
+            if (!line || line.startsWith('#')) continue;
+            const words = line.split(/\s+/).map((w) => w.replaceAll(/^["']|["']$/g, ''));
+            const at = words.findIndex((w) => w === 'clawmatrix' || w.endsWith('/clawmatrix'));
+            const verb = words.slice(at + 1).find((w) => !w.startsWith('-'));
+            if (at >= 0 && verb && words[at - 1] !== 'install' && !['enable', 'disable', 'reload', 'restart', 'start', 'stop', 'status', '-u', 'inspect', 'uninstall'].includes(words[at - 1]) && verb !== 'path' && /^[a-z]+$/.test(verb)) {
+              const help = await run(binary, [verb, '--help']);
+              assert.equal(help.code, 0, `no verb \`${verb}\` in: ${line}`);
+              for (const flag of words.slice(at + 1).filter((w) => /^--[a-z]/.test(w))) assert.ok(help.stdout.includes(flag.split('=')[0]), `\`${verb}\` has no ${flag}: ${line}`);
+            }
+            if (words[0]?.startsWith('scripts/')) assert.ok(existsSync(join(root, words[0])), `no ${words[0]}`);
+            if (words.includes('plugins') && words.includes('install') && words.some((w) => w.includes('clawmatrix'))) {
+              for (const flag of ['--force', '--accept-capabilities']) assert.ok(words.includes(flag), `without ${flag}: ${line}`);
+            }
+          }
+        });
+      }
+    }
+  }
+});
