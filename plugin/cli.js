@@ -4,10 +4,14 @@ import { spawn } from 'node:child_process';
 
 import { findBinary } from './binary.js';
 import { stateDirFromEnv, stateFolder } from './client.js';
+import { NOT_CONFIGURED, isConfigured } from './service.js';
 import { sidecarEnv } from './sidecar.js';
 
-/** Variables a command needs besides the sidecar's: the terminal's. */
-const TERMINAL_ENV = ['TERM', 'COLORTERM', 'NO_COLOR', 'FORCE_COLOR', 'COLUMNS', 'LINES', 'PAGER', 'EDITOR'];
+/** Variables a command needs besides the sidecar's: the terminal's, and where OpenClaw is. */
+const COMMAND_ENV = [
+  'TERM', 'COLORTERM', 'NO_COLOR', 'FORCE_COLOR', 'COLUMNS', 'LINES', 'PAGER', 'EDITOR',
+  'OPENCLAW_STATE_DIR', 'OPENCLAW_CONFIG_PATH', 'OPENCLAW_PROFILE',
+];
 /** OpenClaw's options that may stand before the command and take a value. */
 const ROOT_OPTIONS = ['--profile', '--log-level', '--container'];
 
@@ -66,9 +70,10 @@ async function runVerb(api, args) {
     return 0;
   }
   if (args.length === 0) args = ['--help'];
-  const writes = ['setup', 'join'].includes(args[0]) && !args.includes('--help') && !args.includes('-h');
+  const writes = args[0] === 'setup' && !args.includes('--help') && !args.includes('-h');
   const { code, output } = await run(binary, writes ? [...args, '--emit'] : args, writes);
   if (writes && code === 0) return writeConfig(output);
+  if (code !== 0 && !isConfigured(config)) console.error(NOT_CONFIGURED);
   return code;
 }
 
@@ -80,7 +85,7 @@ async function runVerb(api, args) {
  */
 function run(binary, args, capture) {
   const env = {
-    ...sidecarEnv(process.env, TERMINAL_ENV),
+    ...sidecarEnv(process.env, COMMAND_ENV),
     CLAWMATRIX_STATE_DIR: process.env.CLAWMATRIX_STATE_DIR ?? stateFolder(stateDirFromEnv()),
   };
   return new Promise((resolve) => {

@@ -12,12 +12,15 @@ import { BARE, apply, changesNothing, makeEntry, plan } from './entries.js';
 
 /** Several nodes that come up together make one write, ms. */
 const DEBOUNCE = 250;
-/** Pause before a failed write is tried again, ms. */
-const RETRY = 10_000;
+/** First and longest pause before a failed write is tried again, ms. Somebody else may be writing just now. */
+const RETRY = { first: 1_000, longest: 60_000 };
 /** Which models of which entry we wrote, in the sidecar's state folder. */
 const WRITTEN = 'provider-entries.json';
 /** The catalog for the module instances that answer `resolveDynamicModel`. */
 const CATALOG = join('run', 'catalog.json');
+
+/** Calls off a write that would change nothing. */
+const UNCHANGED = new Error('nothing to write');
 
 /**
  * @typedef {object} WriterOptions
@@ -39,6 +42,7 @@ export class EntryWriter {
     /** @type {NodeJS.Timeout | undefined} */
     this.timer = undefined;
     this.writing = false;
+    this.failures = 0;
     this.closed = false;
   }
 
@@ -72,10 +76,12 @@ export class EntryWriter {
     this.writing = true;
     try {
       await this.#write();
+      this.failures = 0;
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       this.options.logger.warn(`model entries could not be written to OpenClaw's configuration: ${reason}`);
-      this.#schedule(RETRY);
+      this.#schedule(Math.min(RETRY.first * 2 ** this.failures, RETRY.longest));
+      this.failures += 1;
     } finally {
       this.writing = false;
     }
@@ -91,19 +97,27 @@ export class EntryWriter {
     const file = join(stateFolder, WRITTEN);
     const known = { catalog: dynamic ? [] : catalog, token, proxyPort: this.proxyPort, written: readJson(file) ?? {} };
 
+    // OpenClaw's own picture lags behind the file and has defaults filled in: it may ask for a write too
+    // many, which the look at the file then calls off.
     let change = plan({ providers: config.current().models?.providers ?? {}, ...known });
     if (!changesNothing(change)) {
-      await config.mutateConfigFile({
-        afterWrite: { mode: 'auto' },
-        mutate(draft) {
-          draft.models ??= {};
-          const providers = (draft.models.providers ??= {});
-          change = plan({ providers, ...known }); // the file may be newer than what the gateway holds
-          apply(providers, change);
-        },
-      });
-      const names = [...Object.keys(change.set), ...change.remove.map((name) => `-${name}`)];
-      logger.info(`provider entries written: ${names.join(', ')}`);
+      try {
+        await config.mutateConfigFile({
+          afterWrite: { mode: 'auto' },
+          // OpenClaw refuses writes that halve the file, as most are accidents. Ours removes what we wrote.
+          writeOptions: { allowConfigSizeDrop: true },
+          mutate(draft) {
+            change = plan({ providers: draft.models?.providers ?? {}, ...known });
+            if (changesNothing(change)) throw UNCHANGED;
+            draft.models ??= {};
+            apply((draft.models.providers ??= {}), change);
+          },
+        });
+        const names = [...Object.keys(change.set), ...change.remove.map((name) => `-${name}`)];
+        logger.info(`provider entries written: ${names.join(', ')}`);
+      } catch (error) {
+        if (error !== UNCHANGED && !changesNothing(change)) throw error;
+      }
     }
     if (JSON.stringify(change.written) !== JSON.stringify(known.written)) writeJson(file, change.written);
     onWarnings(change.warnings);
@@ -121,7 +135,7 @@ export function registerDynamicProvider(api, folder) {
     id: BARE,
     label: 'ClawMatrix',
     auth: [],
-    resolveDynamicModel: ({ modelId }) => dynamicModel(readJson(join(folder(), CATALOG)) ?? [], modelId),
+    resolveDynamicModel: ({ modelId }) => dynamicModel(readJson(join(folder(), CATALOG)) ?? [], modelId, openclawToken(folder()) ?? ''),
     resolveSyntheticAuth() {
       const apiKey = openclawToken(folder());
       return apiKey ? { apiKey, source: BARE, mode: 'api-key' } : undefined;
@@ -132,9 +146,10 @@ export function registerDynamicProvider(api, folder) {
 /**
  * @param {CatalogEntry[]} catalog
  * @param {string} modelId `<nodeId>/<modelId>` or a bare id
+ * @param {string} token
  * @returns {import('./types.js').ModelEntry | undefined}
  */
-export function dynamicModel(catalog, modelId) {
+export function dynamicModel(catalog, modelId, token) {
   for (const entry of catalog) {
     const prefix = entry.provider === BARE ? '' : `${entry.provider}/`;
     const offer = entry.models.find((model) => prefix + model.id === modelId);
@@ -154,6 +169,7 @@ export function dynamicModel(catalog, modelId) {
       provider: BARE,
       api: model.api ?? built.api,
       baseUrl: model.baseUrl ?? built.baseUrl,
+      ...(built.authHeader ? { headers: { authorization: `Bearer ${token}` } } : {}),
     };
   }
   return undefined;

@@ -22,6 +22,14 @@ const REFRESH = 300_000;
 const GREETING_WAIT = 3_000;
 
 /**
+ * Whether there is anything to start; whether it is right is the sidecar's to say.
+ * @param {import('./types.js').PluginConfig | undefined} config
+ */
+export function isConfigured(config) {
+  return Boolean(config?.nodeId && (config.secret || config.secretFile));
+}
+
+/**
  * What `api.registerService` takes.
  * @param {PluginApi} api
  */
@@ -33,7 +41,7 @@ export function sidecarService(api) {
     async start(/** @type {ServiceContext} */ ctx) {
       await running?.stop();
       const config = ctx.config.plugins?.entries?.clawmatrix?.config ?? api.pluginConfig ?? {};
-      if (!config.nodeId || !(config.secret || config.secretFile)) {
+      if (!isConfigured(config)) {
         ctx.logger.warn(`ClawMatrix is ${NOT_CONFIGURED}`);
         ctx.serviceHealth?.reportFailure(new Error(NOT_CONFIGURED));
         return;

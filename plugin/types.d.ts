@@ -89,6 +89,7 @@ export interface Runtime {
     current(): OpenClawConfig;
     mutateConfigFile(request: {
       afterWrite: { mode: 'auto' };
+      writeOptions?: { allowConfigSizeDrop?: boolean };
       mutate(draft: OpenClawConfig): void;
     }): Promise<unknown>;
   };

@@ -78,11 +78,12 @@ test('agents that may see the tools silence the warning', () => {
 test('a dynamic model keeps its node in the id and finds our address', () => {
   const offer = { id: 'claude', api: 'anthropic-messages', contextWindow: 200000, maxTokens: 1, input: ['text'], reasoning: false };
   const catalog = [{ provider: 'office-01', baseUrl: 'http://127.0.0.1:1/nodes/office-01/v1', api: 'anthropic-messages', models: [offer] }];
-  const model = dynamicModel(catalog, 'office-01/claude');
+  const model = dynamicModel(catalog, 'office-01/claude', 't');
   assert.equal(model?.id, 'office-01/claude');
   assert.equal(model?.provider, 'clawmatrix');
   assert.equal(model?.baseUrl, 'http://127.0.0.1:1');
-  assert.equal(dynamicModel(catalog, 'claude'), undefined);
+  assert.deepEqual(model?.headers, { authorization: 'Bearer t' });
+  assert.equal(dynamicModel(catalog, 'claude', 't'), undefined);
 });
 
 test('the control API is found by its files and its errors keep their code', async () => {
