@@ -118,7 +118,7 @@ impl Facts {
         let view = self.view.borrow().clone();
         let mut warnings = self.warnings.borrow().clone();
         warnings.extend(self.lent.table().warnings.iter().cloned());
-        warnings.extend(super::trust::warnings(&self.trust));
+        warnings.extend(self.trust.warnings());
         let status = Status {
             node_id: &self.node,
             version: env!("CARGO_PKG_VERSION"),

@@ -106,23 +106,6 @@ pub async fn change(store: &TrustStore, wanted: Change) -> Result<String, Failur
     Ok("{\"changed\":true}".to_owned())
 }
 
-/// One line for each refused name and key, for `status`.
-#[must_use]
-pub fn warnings(store: &TrustStore) -> Vec<String> {
-    let conflicts = store.conflicts().into_iter();
-    conflicts
-        .map(|c| {
-            let held = c
-                .held
-                .map_or(String::new(), |held| format!(" instead of {held}"));
-            format!(
-                "identity conflict: `{}` shows key {}{held} ({} times); {}",
-                c.node, c.key_id, c.count, c.hint
-            )
-        })
-        .collect()
-}
-
 fn failure(error: TrustError) -> Failure {
     let code = match &error {
         TrustError::State(_) | TrustError::Damaged { .. } | TrustError::TwoKeys(_) => {

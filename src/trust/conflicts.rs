@@ -65,11 +65,13 @@ impl Conflict {
             (ConflictKind::LooksLike, _) => {
                 format!("with key {key_id} differs only in case from a known name")
             }
-            (ConflictKind::NotListed, _) => format!("with key {key_id} is not listed"),
+            (ConflictKind::NotListed, _) => {
+                return format!("node `{node}` with key {key_id} asks to be listed; {hint}");
+            }
         };
         let times = if self.count == 1 { "time" } else { "times" };
         format!(
-            "node `{node}` {what}; refused {} {times}; {hint}",
+            "identity conflict: node `{node}` {what} (refused {} {times}); {hint}",
             self.count
         )
     }

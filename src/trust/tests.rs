@@ -63,7 +63,7 @@ fn first_key_of_a_name_is_pinned_and_another_is_refused() {
     assert_eq!(conflicts[0].held, Some(first.id()));
     assert!(conflicts[0].hint.contains(&command));
     let warning = &store.warnings()[0];
-    assert!(warning.contains("refused 1 time;") && warning.contains(&command));
+    assert!(warning.contains("(refused 1 time);") && warning.contains(&command));
 }
 
 /// T79, the part that trust decides; other alphabets are not names at all.
