@@ -14,6 +14,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use self::{metrics::MetricSource, status::Facts};
 use crate::{
+    exchange::NodeBudget,
     models::catalog::Catalog,
     proxy::{
         body::ReplyBody,
@@ -35,6 +36,8 @@ pub struct Control {
     pub tokens: TokenStore,
     /// Known models.
     pub catalog: Catalog,
+    /// Bodies now held.
+    pub budget: NodeBudget,
     /// Whatever counts.
     pub metrics: Vec<Arc<dyn MetricSource>>,
 }
@@ -54,10 +57,9 @@ impl Control {
         head: &Parts,
         path: &str,
         body: Incoming,
-        share: &mut upload::Share,
         asked: Asked,
     ) -> Response<ReplyBody> {
-        let result = self.route(grant, head, path, body, share, asked).await;
+        let result = self.route(grant, head, path, body, asked).await;
         result.unwrap_or_else(|failure| error::response(&failure, asked))
     }
 
@@ -67,7 +69,6 @@ impl Control {
         head: &Parts,
         path: &str,
         body: Incoming,
-        share: &mut upload::Share,
         asked: Asked,
     ) -> Result<Response<ReplyBody>, Failure> {
         let method = &head.method;
@@ -91,7 +92,7 @@ impl Control {
                     return Ok(method_not_allowed("POST", asked));
                 }
                 require(grant, Scope::Admin)?;
-                let Forget { node, model } = parse(body, share).await?;
+                let Forget { node, model } = self.parse(body).await?;
                 let count = self
                     .catalog
                     .forget(node.as_deref(), model.as_deref())
@@ -104,7 +105,7 @@ impl Control {
                 let answer = match *method {
                     Method::GET | Method::HEAD => trust::list(&self.facts.trust),
                     Method::POST => {
-                        trust::change(&self.facts.trust, parse(body, share).await?).await?
+                        trust::change(&self.facts.trust, self.parse(body).await?).await?
                     }
                     _ => return Ok(method_not_allowed("GET, POST", asked)),
                 };
@@ -114,16 +115,22 @@ impl Control {
                 require(grant, Scope::Admin)?;
                 let answer = match *method {
                     Method::GET | Method::HEAD => tokens::list(&self.tokens),
-                    Method::POST => tokens::create(&self.tokens, parse(body, share).await?).await?,
-                    Method::DELETE => {
-                        tokens::revoke(&self.tokens, parse(body, share).await?).await?
-                    }
+                    Method::POST => tokens::create(&self.tokens, self.parse(body).await?).await?,
+                    Method::DELETE => tokens::revoke(&self.tokens, self.parse(body).await?).await?,
                     _ => return Ok(method_not_allowed("GET, POST, DELETE", asked)),
                 };
                 Ok(json(answer, asked))
             }
             _ => Err(Failure::not_started(Code::NotFound, "no such route")),
         }
+    }
+
+    /// Reads a small JSON body; an empty one stands for `{}`.
+    async fn parse<T: DeserializeOwned>(&self, body: Incoming) -> Result<T, Failure> {
+        let (bytes, _held) = upload::read(body, &self.budget).await?;
+        let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
+        serde_json::from_slice(bytes)
+            .map_err(|error| Failure::not_started(Code::InvalidRequest, error.to_string()))
     }
 
     fn metrics(&self, asked: Asked) -> Response<ReplyBody> {
@@ -139,17 +146,6 @@ impl Control {
         );
         response
     }
-}
-
-/// Reads a small JSON body; an empty one stands for `{}`.
-async fn parse<T: DeserializeOwned>(
-    body: Incoming,
-    share: &mut upload::Share,
-) -> Result<T, Failure> {
-    let bytes = upload::read(body, share).await?;
-    let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
-    serde_json::from_slice(bytes)
-        .map_err(|error| Failure::not_started(Code::InvalidRequest, error.to_string()))
 }
 
 /// A fault of this node: its cause goes to the log, which only the operator reads.

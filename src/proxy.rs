@@ -271,13 +271,7 @@ impl LocalApi {
                 }
                 list::get(&inner.catalog, node.as_ref(), wanted.as_deref(), asked)
             }
-            Place::Control(path) => {
-                let mut share = inner.models.budget.share();
-                inner
-                    .control
-                    .handle(grant, head, path, body, &mut share, asked)
-                    .await
-            }
+            Place::Control(path) => inner.control.handle(grant, head, path, body, asked).await,
             Place::BadNode => error::response(&no_such_node(), asked),
             Place::Nothing | Place::Healthz | Place::Readyz => {
                 let failure = Failure::not_started(Code::NotFound, "no such route");

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::UNIX_EPOCH};
 use serde::Serialize;
 use tokio::{sync::watch, time::Instant};
 
-use super::metrics::gauge;
+use super::metrics::{counter, gauge};
 use crate::{
     crypto::identity::KeyId,
     ids::NodeId,
@@ -167,6 +167,12 @@ impl Facts {
             "clawmatrix_nodes",
             "Other nodes by how they are reached.",
             &nodes,
+        );
+        counter(
+            out,
+            "clawmatrix_identity_conflicts_total",
+            "Keys refused because another key holds their name.",
+            &[(String::new(), self.trust.conflicts_total())],
         );
         let uptime = [(String::new(), self.started.elapsed().as_secs_f64().round())];
         gauge(

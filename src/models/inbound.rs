@@ -3,12 +3,10 @@
 //! The provider is stopped by dropping its answer, which happens wherever this task is when the asking
 //! side cancels, is lost, or runs out of time.
 
-use std::{borrow::Cow, sync::Arc};
-
-use bytes::{Bytes, BytesMut};
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use tokio::time::sleep;
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 use super::{
     Route,
@@ -20,14 +18,17 @@ use super::{
 };
 use crate::{
     drain::Tasks,
-    exchange::{BodyReader, End, InboundHandler, Incoming, Kind, Reply},
+    exchange::{BodyReader, End, HeldBody, InboundHandler, Incoming, Kind, NodeBudget, Reply},
     ids::NodeId,
     mesh::session::Peer,
     wire::{
         code::{Code, Failure},
-        limits::{HOPS, INLINE_BODY_BYTES, MODEL_ACCEPT_AFTER, REQUEST_BODY_BYTES},
+        limits::{HOPS, INLINE_BODY_BYTES},
     },
 };
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// Answers model requests of other nodes.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ struct Inner {
     node: NodeId,
     server: Server,
     tasks: Tasks,
+    /// The node's budget; the exchange that owns it is made after this service.
+    budget: OnceLock<NodeBudget>,
 }
 
 /// The fields of `model_req` we read (protocol 5.3).
@@ -77,7 +80,14 @@ impl ModelService {
             node,
             server,
             tasks,
+            budget: OnceLock::new(),
         }))
+    }
+
+    /// Counts the bodies it holds against `budget` from now on.
+    pub fn count_bodies(&self, budget: NodeBudget) {
+        // Set once, when the node starts.
+        let _ = self.0.budget.set(budget);
     }
 
     async fn answer(&self, incoming: Incoming) {
@@ -87,27 +97,15 @@ impl ModelService {
             json,
             body_bytes,
             mut body,
-            mut reply,
+            reply,
             ..
         } = incoming;
-        let served = {
-            let mut work = std::pin::pin!(self.serve(&caller, &json, body_bytes, &mut body));
-            let mut accepted = false;
-            loop {
-                tokio::select! {
-                    biased;
-                    served = &mut work => break served,
-                    why = reply.cancelled() => {
-                        tracing::debug!(request = ?rid, peer = %caller.node, %why, "model request given up");
-                        return;
-                    }
-                    () = sleep(MODEL_ACCEPT_AFTER), if !accepted => {
-                        accepted = true;
-                        if reply.accept().await.is_err() {
-                            return;
-                        }
-                    }
-                }
+        let served = tokio::select! {
+            biased;
+            served = self.serve(&caller, &json, body_bytes, &mut body) => served,
+            why = reply.cancelled() => {
+                tracing::debug!(request = ?rid, peer = %caller.node, %why, "model request given up");
+                return;
             }
         };
         match served {
@@ -157,6 +155,8 @@ impl ModelService {
         let headers = request.hdr.map_or_else(Default::default, |hdr| {
             headers::from_json(hdr.get(), headers::request_passes)
         });
+        // Counted until the head of the answer: from then on the body is not needed again.
+        let _held = self.hold(body_bytes)?;
         let body = read(body, body_bytes).await?;
         let scan = scan(&body).map_err(|error| invalid(&error.to_string()))?;
         let model = lent.model.offer.id.clone();
@@ -169,6 +169,20 @@ impl ModelService {
             clock: None,
         };
         Ok((model, self.0.server.serve(&lent, ask).await?))
+    }
+
+    fn hold(&self, body_bytes: u64) -> Result<Option<HeldBody>, Failure> {
+        let bytes = usize::try_from(body_bytes).unwrap_or(usize::MAX);
+        let Some(budget) = self.0.budget.get().filter(|_| bytes > INLINE_BODY_BYTES) else {
+            return Ok(None);
+        };
+        let held = budget.hold(bytes);
+        held.map(Some).ok_or_else(|| {
+            Failure::not_started(
+                Code::Overloaded,
+                "the node holds as many request bodies as it may",
+            )
+        })
     }
 
     async fn send(&self, model: &str, answer: Answer, mut reply: Reply) {
@@ -263,8 +277,9 @@ async fn read(body: &mut BodyReader, body_bytes: u64) -> Result<Bytes, Failure> 
     if first.len() as u64 >= body_bytes {
         return Ok(first);
     }
-    let expected = usize::try_from(body_bytes).unwrap_or(usize::MAX);
-    let mut all = BytesMut::with_capacity(expected.min(REQUEST_BODY_BYTES));
+    let expected = usize::try_from(body_bytes).unwrap_or(0);
+    // The exchange refused what is longer than a body may be.
+    let mut all = BytesMut::with_capacity(expected);
     all.extend_from_slice(&first);
     while let Some(data) = body.next().await? {
         all.extend_from_slice(&data);

@@ -21,7 +21,7 @@ use super::{
     splice::{Scan, push_string},
 };
 use crate::{
-    exchange::{Exchange, Item, Kind, NewRequest, SessionRef, Timeouts},
+    exchange::{Exchange, HeldBody, Item, Kind, NewRequest, SessionRef, Timeouts},
     ids::{NodeId, RequestId},
     mesh::{session::Class, view::View},
     wire::{
@@ -61,6 +61,8 @@ pub struct ModelRequest {
     pub body: Bytes,
     /// See `body`.
     pub scan: Scan,
+    /// Counts the body against the node's budget.
+    pub held: Option<HeldBody>,
     /// Whether an agent asks, not a person.
     pub agent: bool,
 }
@@ -133,7 +135,7 @@ impl Outbound {
 
     /// Sends `request` to the best candidate, then to the next; resolves at the head of the answer that
     /// counts.
-    pub async fn send(&self, request: ModelRequest) -> (Trail, Result<Answer, Failure>) {
+    pub async fn send(&self, mut request: ModelRequest) -> (Trail, Result<Answer, Failure>) {
         let inner = &*self.0;
         let lent_here = inner.server.lent().find(&request.model, None).is_some();
         let view = self.view();
@@ -163,6 +165,10 @@ impl Outbound {
             trail.path = Some(candidate.path);
             trail.attempts = index + 1;
             let others = index + 1 < tries;
+            if !others && candidate.path != Path::Local {
+                // The exchange counts the body from here on.
+                request.held = None;
+            }
             outcome = self
                 .attempt(&request, &candidate, index, deadline, others)
                 .await;

@@ -14,6 +14,7 @@ use super::{
     identity, upload,
 };
 use crate::{
+    exchange::NodeBudget,
     ids::{NodeId, RequestId},
     models::{
         Route,
@@ -35,7 +36,7 @@ pub struct Models {
     /// Where requests go.
     pub outbound: Outbound,
     /// Bodies now held.
-    pub budget: upload::Budget,
+    pub budget: NodeBudget,
     /// Whether `modelIdentity` is on.
     pub identity: bool,
 }
@@ -49,8 +50,7 @@ pub async fn post(
     body: Incoming,
     asked: Asked,
 ) -> Response<ReplyBody> {
-    let mut share = models.budget.share();
-    let request = match read(models, route, node, headers, body, &mut share, asked).await {
+    let request = match read(models, route, node, headers, body, asked).await {
         Ok(request) => request,
         Err(failure) => return error::response(&failure, asked),
     };
@@ -76,7 +76,6 @@ async fn read(
     node: Option<NodeId>,
     given: &HeaderMap,
     body: Incoming,
-    share: &mut upload::Share,
     asked: Asked,
 ) -> Result<ModelRequest, Failure> {
     let invalid = |text: String| Failure::not_started(Code::InvalidRequest, text);
@@ -90,7 +89,7 @@ async fn read(
                 .to_owned(),
         ),
     };
-    let mut body = upload::read(body, share).await?;
+    let (mut body, held) = upload::read(body, &models.budget).await?;
     let refused = |error: crate::models::splice::ScanError| invalid(error.to_string());
     let mut found = scan(&body).map_err(refused)?;
     let us = models.outbound.us();
@@ -121,6 +120,7 @@ async fn read(
         idempotency,
         body,
         scan: found,
+        held: Some(held),
         agent: asked.openclaw,
     })
 }

@@ -172,6 +172,12 @@ impl Grant {
         self.scopes.contains(&scope)
     }
 
+    /// Requests now under way with this token.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     /// Takes one of the token's places; none when it has too many requests under way.
     #[must_use]
     pub fn enter(&self) -> Option<InFlight> {

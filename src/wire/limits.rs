@@ -209,9 +209,6 @@ pub const PROVIDER_ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 pub const REFRESH_KEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same provider's key is asked for again no sooner than this.
 pub const REFRESH_KEY_EVERY: Duration = Duration::from_secs(5);
-/// A lending node says `accept` when its provider has not answered within this: early enough for
-/// [`MODEL_ACCEPT_TIMEOUT`], late enough that most answers need no record for it.
-pub const MODEL_ACCEPT_AFTER: Duration = Duration::from_secs(1);
 /// Bytes held back until a stream shows its first content.
 pub const COMMIT_HOLD_BYTES: usize = 64 * KIB;
 /// A model not seen for this long leaves the catalog.
@@ -238,7 +235,5 @@ pub const LOCAL_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 pub const LOCAL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a connection with a request under way is looked at for a client that went away.
 pub const LOCAL_WATCH: Duration = Duration::from_millis(50);
-/// Bytes of request bodies held at once for local clients.
-pub const LOCAL_BODIES_BYTES: usize = NODE_BUDGET_BYTES;
 /// Named local tokens.
 pub const LOCAL_TOKENS: usize = 256;

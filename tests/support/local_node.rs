@@ -1,0 +1,380 @@
+//! One node without its mesh: local API, model tunnel and exchange, with sessions of memory to others.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use clawmatrix::{
+    config::{ModelConfig, ProxyModel, TrustConfig},
+    control::{Control, status::Facts},
+    crypto::identity::PublicKey,
+    drain::Tasks,
+    exchange::Exchange,
+    ids::{Boot, NodeId, SessionId},
+    mesh::{
+        session::{Class, Peer, SendError, Session, SessionHandler, SessionRef},
+        view::{Descriptor, NodeView, Reach, View},
+    },
+    models::{
+        catalog::Catalog,
+        inbound::ModelService,
+        lent::{KeyRefresher, LentModels},
+        outbound::{Outbound, Sessions},
+        provider::Client,
+        select::Us,
+        serve::Server,
+    },
+    proxy::{Assembly, LocalApi, metrics::Counters, model::Models, tokens::TokenStore},
+    shim::ProviderEntry,
+    state::StateDir,
+    trust::{Level, TrustStore},
+    wire::{
+        code::{Code, Failure},
+        inner,
+    },
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+/// What a node is made of.
+pub struct Setup {
+    pub name: &'static str,
+    pub models: Vec<ModelConfig>,
+    pub providers: BTreeMap<String, ProviderEntry>,
+    pub refresher: Option<Arc<dyn KeyRefresher>>,
+    pub proxy_models: Vec<ProxyModel>,
+}
+
+impl Setup {
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            models: vec![],
+            providers: BTreeMap::new(),
+            refresher: None,
+            proxy_models: vec![],
+        }
+    }
+
+    /// Lends `id` from the server at `url`.
+    pub fn lend(mut self, id: &str, url: &str, api: &str) -> Self {
+        let mut model = model(id);
+        model.base_url = Some(url.parse().unwrap());
+        model.api = Some(api.into());
+        model.upstream_model = Some("up/stream".into());
+        model.api_key = Some(clawmatrix::crypto::secret::Secret::new(
+            "sk-upstream-key".into(),
+        ));
+        self.models.push(model);
+        self
+    }
+}
+
+pub fn model(id: &str) -> ModelConfig {
+    ModelConfig {
+        id: id.into(),
+        provider: None,
+        upstream_model: None,
+        base_url: None,
+        api_key: None,
+        api: None,
+        description: String::new(),
+        reasoning: None,
+        input: None,
+        cost: None,
+        context_window: None,
+        max_tokens: None,
+        max_concurrent: None,
+        locality: None,
+        allow: None,
+    }
+}
+
+pub struct Node {
+    pub name: NodeId,
+    pub port: u16,
+    pub launch: String,
+    pub openclaw: String,
+    pub api: LocalApi,
+    pub lent: LentModels,
+    pub exchange: Exchange,
+    pub tokens: TokenStore,
+    pub tasks: Tasks,
+    view: watch::Sender<Arc<View>>,
+    sessions: Arc<Table>,
+    key: PublicKey,
+    _temp: tempfile::TempDir,
+    _launch: clawmatrix::proxy::tokens::LaunchToken,
+}
+
+impl Node {
+    pub async fn start(setup: Setup) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(temp.path()).unwrap();
+        let tasks = Tasks::new();
+        let name: NodeId = setup.name.parse().unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tokens, launch) = TokenStore::start(&dir).unwrap();
+        let read = |name| String::from_utf8(dir.read(name).unwrap().unwrap()).unwrap();
+        let (launch_text, openclaw) = (read("run/token"), read("openclaw.token"));
+        let view = watch::Sender::new(Arc::<View>::default());
+        let sessions = Arc::new(Table::default());
+
+        let us = |proxy_models| Us {
+            node: name.clone(),
+            min_trust: Level::Pinned,
+            proxy_models,
+        };
+        let lent = LentModels::new(setup.models, false, port, &setup.providers, setup.refresher);
+        let server = Server::new(lent.clone(), Client::new(tasks.clone()));
+        let service = ModelService::new(name.clone(), server.clone(), tasks.clone());
+        let exchange = Exchange::new(tasks.clone(), Arc::new(service.clone()));
+        service.count_bodies(exchange.budget());
+        let catalog = Catalog::load(
+            &us(setup.proxy_models.clone()),
+            port,
+            lent.clone(),
+            view.subscribe(),
+            dir.clone(),
+        )
+        .unwrap();
+        let outbound = Outbound::new(
+            us(setup.proxy_models),
+            server,
+            exchange.clone(),
+            sessions.clone(),
+            view.subscribe(),
+        );
+        let counters = Arc::new(Counters::default());
+        let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
+        let control = Control {
+            facts: Facts {
+                node: name.clone(),
+                key_id: key.id(),
+                started: Instant::now(),
+                listen_port: None,
+                proxy_port: port,
+                agents: vec![],
+                tags: vec!["test".into()],
+                lent: lent.clone(),
+                trust: TrustStore::in_memory(&TrustConfig::default(), &[]).unwrap(),
+                warnings: watch::Sender::new(vec!["be careful".to_owned()]).subscribe(),
+                view: view.subscribe(),
+            },
+            tokens: tokens.clone(),
+            catalog: catalog.clone(),
+            budget: exchange.budget(),
+            metrics: vec![counters.clone()],
+        };
+        let api = LocalApi::new(Assembly {
+            port,
+            tokens: tokens.clone(),
+            models: Models {
+                outbound,
+                budget: exchange.budget(),
+                identity: true,
+            },
+            catalog,
+            control,
+            counters,
+        });
+        api.serve(listener, &tasks);
+        api.set_ready(true);
+        Self {
+            name,
+            port,
+            launch: launch_text,
+            openclaw,
+            api,
+            lent,
+            exchange,
+            tokens,
+            tasks,
+            view,
+            sessions,
+            key,
+            _temp: temp,
+            _launch: launch,
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    fn peer(&self, level: Level) -> Peer {
+        Peer {
+            node: self.name.clone(),
+            key: self.key,
+            boot: Boot([1; 16]),
+            level,
+            labels: Arc::from([]),
+        }
+    }
+
+    /// Shows `other` in this node's view.
+    pub fn see(&self, other: &Node, reach: Reach, latency_ms: f64) {
+        let seen = NodeView {
+            node: other.name.clone(),
+            key_id: Some(other.key.id()),
+            level: Some(Level::Pinned),
+            reach,
+            reachable_via: None,
+            latency_ms: Some(latency_ms),
+            descriptor: Arc::new(Descriptor {
+                models: other.lent.offers(),
+                ..Descriptor::default()
+            }),
+            last_seen: None,
+            problem: None,
+        };
+        self.view.send_modify(|view| {
+            let mut nodes = view.nodes.clone();
+            nodes.insert(other.name.clone(), seen);
+            *view = Arc::new(View { nodes });
+        });
+    }
+}
+
+/// A cable between two nodes; pulled when dropped.
+pub struct Cable {
+    ends: [(Exchange, SessionRef, Arc<Table>, NodeId); 2],
+    cut: Arc<AtomicBool>,
+}
+
+impl Cable {
+    pub fn pull(&self) {
+        if !self.cut.swap(true, Ordering::Relaxed) {
+            for (exchange, session, table, other) in &self.ends {
+                table.0.lock().unwrap().remove(other);
+                exchange.lost(session);
+            }
+        }
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.pull();
+    }
+}
+
+/// Joins two nodes over memory; both see each other as direct neighbours.
+pub fn join(a: &Node, b: &Node, latency_ms: f64) -> Cable {
+    let cut = Arc::new(AtomicBool::new(false));
+    let (to_b, from_a) = mpsc::channel(1024);
+    let (to_a, from_b) = mpsc::channel(1024);
+    let id = SessionId::random();
+    let end = |peer: Peer, to| -> SessionRef {
+        Arc::new(Memory {
+            id,
+            peer,
+            began: Instant::now(),
+            to,
+            cut: cut.clone(),
+        })
+    };
+    let at_a = end(b.peer(Level::Pinned), to_b);
+    let at_b = end(a.peer(Level::Pinned), to_a);
+    for (node, other, session, mut frames) in
+        [(a, b, at_a.clone(), from_b), (b, a, at_b.clone(), from_a)]
+    {
+        node.exchange.up(&session);
+        let table = &node.sessions.0;
+        table
+            .lock()
+            .unwrap()
+            .insert(other.name.clone(), session.clone());
+        node.see(other, Reach::Direct, latency_ms);
+        let exchange = node.exchange.clone();
+        let cut = cut.clone();
+        node.tasks.spawn(async move {
+            while let Some((class, frame)) = frames.recv().await {
+                if cut.load(Ordering::Relaxed) {
+                    return;
+                }
+                exchange.frame(&session, class, frame);
+            }
+        });
+    }
+    Cable {
+        ends: [
+            (a.exchange.clone(), at_a, a.sessions.clone(), b.name.clone()),
+            (b.exchange.clone(), at_b, b.sessions.clone(), a.name.clone()),
+        ],
+        cut,
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Table(Mutex<HashMap<NodeId, SessionRef>>);
+
+impl Sessions for Table {
+    fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+        let table = self.0.lock().unwrap();
+        table
+            .get(node)
+            .cloned()
+            .ok_or_else(|| Failure::not_started(Code::NoRoute, "no path to the node"))
+    }
+}
+
+#[derive(Debug)]
+struct Memory {
+    id: SessionId,
+    peer: Peer,
+    began: Instant,
+    to: mpsc::Sender<(Class, Bytes)>,
+    cut: Arc<AtomicBool>,
+}
+
+impl Session for Memory {
+    fn id(&self) -> SessionId {
+        self.id
+    }
+    fn peer(&self) -> &Peer {
+        &self.peer
+    }
+    fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+    fn rtt(&self) -> Option<Duration> {
+        Some(Duration::from_millis(1))
+    }
+    fn send(&self, class: Class, json: &[u8], data: &[u8]) -> Result<(), SendError> {
+        if self.cut.load(Ordering::Relaxed) {
+            return Err(SendError::Gone);
+        }
+        let mut buffer = BytesMut::new();
+        inner::put(&mut buffer, json, data).map_err(|_| SendError::TooLarge)?;
+        // Room is kept back for control frames, which must never find the queue full.
+        if class != Class::Control && self.to.capacity() < 512 {
+            return Err(SendError::Full);
+        }
+        self.to
+            .try_send((class, buffer.freeze()))
+            .map_err(|_| SendError::Gone)
+    }
+    fn room(&self, _class: Class) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            if let Ok(permits) = self.to.reserve_many(600).await {
+                drop(permits);
+            }
+        })
+    }
+    fn fail(&self, reason: &'static str) {
+        panic!("a session failed: {reason}");
+    }
+}
