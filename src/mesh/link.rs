@@ -54,7 +54,6 @@ use crate::{
 const ANSWER_POLL: Duration = Duration::from_millis(20);
 
 /// What a verified handshake and our settings say about a new link.
-#[derive(Debug)]
 pub struct Setup {
     /// Number of this link in this process.
     pub id: LinkId,
@@ -74,6 +73,17 @@ pub struct Setup {
     pub heartbeat: Duration,
     /// Records under one key.
     pub rekey_after: u64,
+}
+
+impl fmt::Debug for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The data keys are in it.
+        f.debug_struct("Setup")
+            .field("id", &self.id)
+            .field("peer", &self.peer.node)
+            .field("sid", &self.sid)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a link has ended or is about to.
