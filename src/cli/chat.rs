@@ -1,10 +1,14 @@
 //! `clawmatrix chat`: one question to a model; the answer streams to the terminal.
 
+mod dialect;
+
 use std::io::{self, IsTerminal as _, Read as _};
 
 use http_body_util::BodyExt as _;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
+use self::dialect::Dialect;
 use super::{
     Context,
     client::{Client, block_on},
@@ -62,25 +66,23 @@ async fn ask(
     text: &str,
     context: &Context,
 ) -> Result<Value, CliError> {
-    let mut messages = Vec::new();
-    if let Some(system) = &args.system {
-        messages.push(json!({"role": "system", "content": system}));
-    }
-    messages.push(json!({"role": "user", "content": text}));
-    let body = json!({
-        "model": args.model,
-        "messages": messages,
-        "stream": true,
-        "stream_options": {"include_usage": true},
-    });
-    let mut response = client.stream("/v1/chat/completions", &body).await?;
+    // The provider's kind of api decides how to ask. A model nobody knows is told by the answer.
+    let id = utf8_percent_encode(&args.model, NON_ALPHANUMERIC);
+    let model = client
+        .get(&format!("/v1/models/{id}"))
+        .await
+        .unwrap_or(Value::Null);
+    let dialect = Dialect::of(model["api"].as_str().unwrap_or_default());
+    let system = args.system.as_deref();
+    let body = dialect.body(&args.model, system, text, model["max_tokens"].as_u64());
+    let mut response = client.stream(dialect.path(), &body).await?;
     let route = response
         .headers()
         .get("x-clawmatrix-route")
         .and_then(|v| v.to_str().ok())
         .map(str::to_owned);
     let mut events = Events::default();
-    let mut answer = Answer::new(context.common.json);
+    let mut answer = Answer::new(dialect, context.common.json);
     while let Some(frame) = response.frame().await {
         let frame = frame.map_err(|error| incomplete(&error.to_string()))?;
         let Some(bytes) = frame.data_ref() else {
@@ -115,6 +117,7 @@ fn incomplete(why: &str) -> CliError {
 
 /// What has come so far.
 struct Answer {
+    dialect: Dialect,
     quiet: bool,
     paint: Paint,
     content: String,
@@ -124,8 +127,9 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(quiet: bool) -> Self {
+    fn new(dialect: Dialect, quiet: bool) -> Self {
         Self {
+            dialect,
             quiet,
             paint: Paint::of_stderr(),
             content: String::new(),
@@ -143,38 +147,29 @@ impl Answer {
         let Ok(event) = serde_json::from_str::<Value>(event) else {
             return Err(incomplete("an event of the stream is not JSON"));
         };
-        if let Some(error) = event.get("error").filter(|e| !e.is_null()) {
-            let message = error["message"].as_str().unwrap_or("the model failed");
-            let code = error["code"]
-                .as_str()
-                .map_or(String::new(), |c| format!(" ({})", output::clean(c)));
+        if let Some((message, code)) = Dialect::failure(&event) {
+            let code = code.map_or(String::new(), |c| format!(" ({})", output::clean(&c)));
             self.end_line()?;
             return Err(CliError::failed(
-                format!("{}{code}", output::clean(message)),
+                format!("{}{code}", output::clean(&message)),
                 "the answer above is incomplete",
             ));
         }
-        if let Some(usage) = event.get("usage").filter(|u| !u.is_null()) {
-            self.usage = usage.clone();
-        }
-        let choice = &event["choices"][0];
-        if !choice["finish_reason"].is_null() {
-            self.finish = choice["finish_reason"].clone();
-        }
-        let delta = &choice["delta"];
+        let piece = self.dialect.read(&event);
+        self.done |= piece.done;
+        self.usage = piece.usage.unwrap_or(self.usage.take());
+        self.finish = piece.finish.unwrap_or(self.finish.take());
         // Thoughts are no part of the result: dimmed, to standard error, for a person only.
-        if let Some(thought) = delta["reasoning_content"]
-            .as_str()
-            .or_else(|| delta["reasoning"].as_str())
+        if let Some(thought) = &piece.thought
             && !self.quiet
             && io::stderr().is_terminal()
         {
             self.note(thought);
         }
-        if let Some(piece) = delta["content"].as_str() {
-            self.content.push_str(piece);
+        if let Some(content) = &piece.content {
+            self.content.push_str(content);
             if !self.quiet {
-                output::print(&shown(piece))?;
+                output::print(&shown(content))?;
             }
         }
         Ok(())
@@ -214,7 +209,7 @@ mod tests {
 
     #[test]
     fn answer_is_put_together_from_events() {
-        let mut answer = Answer::new(true);
+        let mut answer = Answer::new(Dialect::Chat, true);
         for event in [
             r#"{"choices":[{"delta":{"role":"assistant","content":"he"}}]}"#,
             r#"{"choices":[{"delta":{"content":"llo"},"finish_reason":"stop"}]}"#,
@@ -231,7 +226,7 @@ mod tests {
 
     #[test]
     fn error_event_is_a_failure_in_its_words() {
-        let mut answer = Answer::new(true);
+        let mut answer = Answer::new(Dialect::Chat, true);
         let error = answer
             .take(r#"{"error":{"message":"node left","code":"stream_lost"}}"#)
             .unwrap_err();
