@@ -74,9 +74,10 @@ describe('life under a gateway', { skip, timeout: 420_000 }, () => {
     await new Promise((ok) => other.listen(0, '127.0.0.1', ok));
     const taken = other.address().port;
     await gateway.patch({ plugins: { entries: { clawmatrix: { config: { proxyPort: taken } } } } });
-    const health = await until('the failure in openclaw health', 40_000, async () => {
-      const h = await gateway.openclaw('health');
-      return h.output.includes(String(taken)) && h.output;
+    const health = await until('the failure in the health of the gateway', 40_000, async () => {
+      // With a probe: without one `health` answers a picture up to a minute old.
+      const errors = (await gateway.call('health', { probe: true })).plugins.errors;
+      return errors.find((e) => e.error.includes(String(taken)))?.error;
     });
     assert.match(health, /proxyPort/);
     other.close();
