@@ -1,5 +1,9 @@
 //! The mesh: links to other nodes, sessions over them, and what is known about who is there.
 //! Carries opaque payloads; knows neither HTTP nor models nor tools.
+//!
+//! [`Mesh`] is the handle for everybody above. Below it: `accept` and `dial` make connections,
+//! [`handshake`] proves who is at the other end, `hub` keeps one [`link`] per node and what it says
+//! of itself. Each link is also the [`session`] to its neighbour, for now.
 
 pub mod accept;
 pub mod bucket;
@@ -9,9 +13,11 @@ pub mod dial;
 pub mod drops;
 pub mod duel;
 pub mod handshake;
+mod hub;
 pub mod incarnation;
 pub mod limiter;
 pub mod link;
+mod links;
 pub mod liveness;
 pub mod membership;
 pub mod memory;
@@ -19,6 +25,152 @@ pub mod schedule;
 pub mod session;
 #[cfg(test)]
 pub(crate) mod testkit;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 pub mod view;
 pub mod ws;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+
+use self::{
+    accept::Gate,
+    drops::Drops,
+    handshake::Ourselves,
+    hub::Hub,
+    limiter::Cidr,
+    session::{SessionHandler, SessionRef},
+    view::{Descriptor, View},
+};
+use crate::{
+    config::PeerConfig,
+    drain::Tasks,
+    ids::NodeId,
+    wire::{close::CloseCode, code::Failure, limits::HEARTBEAT},
+};
+
+/// What a mesh needs to know at start.
+#[derive(Debug, Clone)]
+pub struct MeshSettings {
+    /// What we bring into handshakes.
+    pub us: Ourselves,
+    /// From [`incarnation::advance`].
+    pub incarnation: u64,
+    /// How often we ping.
+    pub heartbeat: Duration,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Cidr>,
+    /// TLS settings for `wss` peers.
+    pub tls: Arc<rustls::ClientConfig>,
+}
+
+impl MeshSettings {
+    /// Settings with every default.
+    #[must_use]
+    pub fn new(us: Ourselves, incarnation: u64) -> Self {
+        Self {
+            us,
+            incarnation,
+            heartbeat: HEARTBEAT,
+            trusted_proxies: Vec::new(),
+            tls: dial::connect::web_tls(),
+        }
+    }
+}
+
+/// Handle to this node's part of the mesh. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    hub: Arc<Hub>,
+    gate: Arc<Gate>,
+}
+
+impl Mesh {
+    /// A mesh without links; `handler` is told of sessions and gets their frames. Must be called
+    /// within a runtime.
+    #[must_use]
+    pub fn new(settings: MeshSettings, handler: Arc<dyn SessionHandler>, tasks: Tasks) -> Self {
+        Self {
+            hub: Hub::new(settings, handler, tasks),
+            gate: Arc::default(),
+        }
+    }
+
+    /// Accepts links on `listener` until shutdown.
+    pub fn listen(&self, listener: TcpListener) {
+        let accepting = accept::run(self.hub.clone(), self.gate.clone(), listener);
+        self.hub.tasks.spawn(accepting);
+    }
+
+    /// Dials these peers until shutdown, each whenever no link to it is up.
+    pub fn dial(&self, peers: Vec<PeerConfig>) {
+        for peer in peers {
+            self.hub.configured(&peer.node_id);
+            self.hub.tasks.spawn(dial::run(self.hub.clone(), peer));
+        }
+    }
+
+    /// What is known about every other node.
+    #[must_use]
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.hub.view.subscribe()
+    }
+
+    /// The session to `node`.
+    ///
+    /// # Errors
+    /// `node_not_found`, `no_route`, or `shutting_down` when that node is.
+    pub fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+        self.hub.session(node)
+    }
+
+    /// Changes what we say of ourselves, and tells every neighbour.
+    pub fn set_offer(&self, descriptor: Descriptor) {
+        self.hub.set_offer(descriptor);
+    }
+
+    /// What was dropped and refused on links that have ended, and at the door; by reason.
+    #[must_use]
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        let total = Drops::default();
+        for reason in drops::Reason::ALL {
+            total.add(*reason, self.hub.drops.get(*reason));
+            for link in self.hub.open_links() {
+                total.add(*reason, link.drops.get(*reason));
+            }
+        }
+        total.all()
+    }
+
+    /// Tells every neighbour that we go away within `grace`, and makes no new links. What runs goes
+    /// on. The first half of [`Mesh::shutdown`], for a drain that finishes requests in between.
+    pub fn announce_shutdown(&self, grace: Duration) {
+        if !self.hub.stop.is_cancelled() {
+            self.hub.stop.cancel();
+            for link in self.hub.open_links() {
+                link.send_goaway("shutting down", grace);
+            }
+        }
+    }
+
+    /// Closes every link after what waits on it was sent, within `grace`.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.announce_shutdown(grace);
+        let links = self.hub.open_links();
+        for link in &links {
+            link.drain(CloseCode::ShuttingDown, "shutting down");
+        }
+        let all_stopped = async {
+            for link in &links {
+                link.stopped().await;
+            }
+        };
+        if timeout(grace, all_stopped).await.is_err() {
+            for link in &links {
+                link.end(CloseCode::ShuttingDown, "shutting down");
+            }
+        }
+    }
+}

@@ -1,3 +1,105 @@
-//! The dialing side of links.
+//! The dialing side of links (protocol 3.5): one task per configured peer, which dials whenever no
+//! link to that node is up, whoever made it.
 
+pub mod backoff;
 pub mod connect;
+
+use std::sync::Arc;
+
+use tokio::time::sleep;
+
+use self::{
+    backoff::Backoff,
+    connect::{ConnectError, connect},
+};
+use super::{
+    handshake::{HandshakeError, initiate},
+    hub::{Hub, linger},
+    link::Link,
+};
+use crate::{config::PeerConfig, wire::limits::BACKOFF_RESET};
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+}
+
+/// In words for the operator, with the way out.
+fn describe(error: &DialError, peer: &PeerConfig) -> String {
+    match error {
+        DialError::Connect(ConnectError::Refused) if !peer.port_given => {
+            let port = peer.url.port_or_known_default().unwrap_or_default();
+            format!("connection refused at port {port}, since `url` names none: `:19000?`")
+        }
+        DialError::Connect(error) => error.to_string(),
+        DialError::Handshake(error) => match error.hint() {
+            Some(hint) => format!("{error}; {hint}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// Keeps a link to `peer` until the mesh stops.
+pub(super) async fn run(hub: Arc<Hub>, peer: PeerConfig) {
+    let stop = hub.stop.clone();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = keep(hub, peer) => {}
+    }
+}
+
+async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
+    let mut backoff = Backoff::default();
+    let mut links_changed = hub.links_changed.subscribe();
+    let mut resumed = hub.resumed.subscribe();
+    loop {
+        while hub.linked(&peer.node_id) {
+            if links_changed.changed().await.is_err() {
+                return;
+            }
+        }
+        let mut refused = false;
+        match attempt(&hub, &peer).await {
+            Ok(Some(link)) => {
+                link.stopped().await;
+                if link.age() >= BACKOFF_RESET {
+                    backoff = Backoff::default();
+                }
+            }
+            // Another link to that node is up, or the node thinks so.
+            Ok(None) => {}
+            Err(error) => {
+                refused = matches!(&error, DialError::Handshake(e) if e.is_refusal());
+                let problem = describe(&error, &peer);
+                if hub.problem(&peer.node_id, &problem) {
+                    tracing::warn!(peer = %peer.node_id, url = %peer.url, %problem,
+                        "node not reached");
+                } else {
+                    tracing::debug!(peer = %peer.node_id, %problem, "node not reached");
+                }
+            }
+        }
+        resumed.mark_unchanged();
+        tokio::select! {
+            () = sleep(backoff.next(refused)) => {}
+            // After a pause the network is another one: what failed before says nothing.
+            _ = resumed.changed() => backoff = Backoff::default(),
+        }
+    }
+}
+
+async fn attempt(hub: &Arc<Hub>, peer: &PeerConfig) -> Result<Option<Arc<Link>>, DialError> {
+    let ws = connect(&peer.url, &hub.settings.tls).await?;
+    let (mut sink, mut stream) = ws.split();
+    match initiate(&mut sink, &mut stream, &hub.settings.us, &peer.node_id).await {
+        Ok(established) => Ok(hub.admit(established, (sink, stream)).await),
+        Err(error) => {
+            linger(&mut stream).await;
+            Err(error.into())
+        }
+    }
+}

@@ -71,6 +71,11 @@ impl Drops {
         self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts several.
+    pub fn add(&self, reason: Reason, count: u64) {
+        self.0[reason as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
     /// One counter.
     #[must_use]
     pub fn get(&self, reason: Reason) -> u64 {

@@ -295,9 +295,10 @@ impl Link {
     /// urgent ping, so a dead link ends soon after.
     pub async fn answers_within(&self, patience: Duration) -> bool {
         let asked = Instant::now();
+        let records = lock(&self.live).records();
         self.ask();
         loop {
-            if lock(&self.live).silence(Instant::now()) < asked.elapsed() {
+            if lock(&self.live).records() > records {
                 return true;
             }
             let left = patience.saturating_sub(asked.elapsed());

@@ -37,6 +37,7 @@ struct Urgent {
 pub struct Liveness {
     heartbeat: Duration,
     heard: Instant,
+    records: u64,
     next_ping: Instant,
     number: u64,
     outstanding: Option<(u64, Instant)>,
@@ -53,6 +54,7 @@ impl Liveness {
         Self {
             heartbeat,
             heard: now,
+            records: 0,
             next_ping: now,
             number: 0,
             outstanding: None,
@@ -66,7 +68,14 @@ impl Liveness {
     /// A record has arrived.
     pub fn heard(&mut self, now: Instant) {
         self.heard = now;
+        self.records += 1;
         self.urgent = None;
+    }
+
+    /// Records that have arrived.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.records
     }
 
     /// A pong has arrived; an answer to the last ping measures the round trip.

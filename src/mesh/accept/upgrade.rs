@@ -133,7 +133,14 @@ fn respond(answer: &Answer) -> Response<Empty<Bytes>> {
                 HeaderValue::from_static(SUBPROTOCOL),
             );
         }
-        Answer::No(_, status) => *response.status_mut() = *status,
+        Answer::No(_, status) => {
+            *response.status_mut() = *status;
+            // One request is all a connection gets. (The builder's own switch for that would
+            // overwrite the `connection` header of an upgrade.)
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
     }
     response
 }
@@ -167,7 +174,6 @@ pub async fn upgrade(
         .header_read_timeout(UPGRADE_TIMEOUT)
         .max_headers(UPGRADE_HEADERS)
         .max_buf_size(UPGRADE_HEADER_BYTES)
-        .keep_alive(false)
         .half_close(false)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(socket), service)
@@ -252,6 +258,7 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
         assert!(answer.contains("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert!(answer.contains("sec-websocket-protocol: clawmatrix.v1"));
+        assert!(answer.contains("connection: Upgrade"));
         assert!(result.is_ok());
     }
 

@@ -13,7 +13,7 @@ pub struct Ticket(u64);
 /// The pending connections of one listener, oldest first; `T` is what ends one of them.
 #[derive(Debug)]
 pub struct Pending<T> {
-    all: BTreeMap<Ticket, (Source, T)>,
+    all: BTreeMap<Ticket, (Option<Source>, T)>,
     by_source: HashMap<Source, BTreeSet<Ticket>>,
     by_48: HashMap<u128, BTreeSet<Ticket>>,
     next: u64,
@@ -31,16 +31,19 @@ impl<T> Default for Pending<T> {
 }
 
 impl<T> Pending<T> {
-    /// Enters a connection; gives its ticket, and those that must end for it.
-    pub fn enter(&mut self, source: Source, end: T) -> (Ticket, Vec<T>) {
+    /// Enters a connection; gives its ticket, and those that must end for it. A source that is not
+    /// known yet counts towards the limit of all alone.
+    pub fn enter(&mut self, source: Option<Source>, end: T) -> (Ticket, Vec<T>) {
         let mut evicted = Vec::new();
         let full = |set: Option<&BTreeSet<Ticket>>, limit: usize| {
             set.filter(|set| set.len() >= limit)
                 .and_then(|set| set.first().copied())
         };
-        let oldest = full(self.by_source.get(&source), PENDING_PER_SOURCE).or_else(|| {
-            let wider = source.wider()?;
-            full(self.by_48.get(&wider), PENDING_PER_48)
+        let oldest = source.and_then(|source| {
+            full(self.by_source.get(&source), PENDING_PER_SOURCE).or_else(|| {
+                let wider = source.wider()?;
+                full(self.by_48.get(&wider), PENDING_PER_48)
+            })
         });
         evicted.extend(oldest.and_then(|ticket| self.leave(ticket)));
         if self.all.len() >= PENDING_HANDSHAKES
@@ -51,8 +54,10 @@ impl<T> Pending<T> {
         let ticket = Ticket(self.next);
         self.next += 1;
         self.all.insert(ticket, (source, end));
-        self.by_source.entry(source).or_default().insert(ticket);
-        if let Some(wider) = source.wider() {
+        if let Some(source) = source {
+            self.by_source.entry(source).or_default().insert(ticket);
+        }
+        if let Some(wider) = source.and_then(Source::wider) {
             self.by_48.entry(wider).or_default().insert(ticket);
         }
         (ticket, evicted)
@@ -73,8 +78,10 @@ impl<T> Pending<T> {
             }
         }
         let (source, end) = self.all.remove(&ticket)?;
-        forget(&mut self.by_source, source, ticket);
-        if let Some(wider) = source.wider() {
+        if let Some(source) = source {
+            forget(&mut self.by_source, source, ticket);
+        }
+        if let Some(wider) = source.and_then(Source::wider) {
             forget(&mut self.by_48, wider, ticket);
         }
         Some(end)
@@ -97,12 +104,13 @@ impl<T> Pending<T> {
 mod tests {
     use super::*;
 
-    fn v4(n: u32) -> Source {
-        Source::new(std::net::Ipv4Addr::from(n).into())
+    fn v4(n: u32) -> Option<Source> {
+        Some(Source::new(std::net::Ipv4Addr::from(n).into()))
     }
 
-    fn v6(subnet: u128) -> Source {
-        Source::new(std::net::Ipv6Addr::from(0x2001_0db8 << 96 | subnet << 64).into())
+    fn v6(subnet: u128) -> Option<Source> {
+        let address = std::net::Ipv6Addr::from(0x2001_0db8 << 96 | subnet << 64);
+        Some(Source::new(address.into()))
     }
 
     #[test]
