@@ -17,7 +17,7 @@ export const NOT_CONFIGURED = 'not configured: run openclaw clawmatrix setup';
 /** How often we look whether OpenClaw holds a new configuration, ms. It tells plugins only of their own. */
 const WATCH = 2_000;
 /** How often keys are resolved afresh without a change: logins expire. */
-const REFRESH = 300_000;
+const REFRESH = 60_000;
 /** Longest the sidecar waits for the providers before it starts without them, ms. */
 const GREETING_WAIT = 3_000;
 

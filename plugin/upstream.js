@@ -196,7 +196,8 @@ function offerOf(model, providerApi) {
     input: model.input ?? ['text'],
     reasoning: model.reasoning === true,
   };
-  if (model.cost) offer.cost = model.cost;
+  // OpenClaw fills in prices of zero where it knows none; told to another node they would mean "free".
+  if (model.cost && Object.values(model.cost).some((price) => price !== 0)) offer.cost = model.cost;
   return offer;
 }
 
