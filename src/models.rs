@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod commit;
 pub mod endpoint;
 pub mod headers;
+pub mod idempotency;
 pub mod inbound;
 pub mod lent;
 pub mod outbound;

@@ -21,6 +21,8 @@ mod failures;
 mod surface;
 #[path = "tunnel/through.rs"]
 mod through;
+#[path = "tunnel/tls.rs"]
+mod tls;
 
 use std::time::Duration;
 

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    idempotency::Recorded,
     lent::Place,
     provider::{Piece, ProviderBody},
 };
@@ -40,6 +41,8 @@ pub enum AnswerBody {
     Provider(ServedBody),
     /// From another node.
     Mesh(Call),
+    /// One that is written down for a repeated request.
+    Recorded(Recorded),
     /// Pieces already taken from the rest.
     Held(std::collections::VecDeque<Piece>, Box<AnswerBody>),
 }
@@ -54,6 +57,7 @@ impl AnswerBody {
             Self::Whole(data) => Ok(data.take().map(|data| Piece { data, last: true })),
             Self::Provider(body) => body.next().await,
             Self::Mesh(call) => mesh_piece(call).await,
+            Self::Recorded(recorded) => recorded.next().await,
             Self::Held(pieces, rest) => match pieces.pop_front() {
                 Some(piece) => Ok(Some(piece)),
                 None => Box::pin(rest.next()).await,

@@ -12,6 +12,7 @@ use super::{
     Route,
     answer::{Answer, AnswerBody},
     headers,
+    idempotency::Key,
     provider::Piece,
     serve::{Ask, Server},
     splice::{push_string, scan},
@@ -20,10 +21,10 @@ use crate::{
     drain::Tasks,
     exchange::{BodyReader, End, HeldBody, InboundHandler, Incoming, Kind, NodeBudget, Reply},
     ids::NodeId,
-    mesh::session::Peer,
+    mesh::session::{Class, Peer},
     wire::{
         code::{Code, Failure},
-        limits::{HOPS, INLINE_BODY_BYTES},
+        limits::{HOPS, INITIAL_WINDOW, INLINE_BODY_BYTES},
     },
 };
 use bytes::{Bytes, BytesMut};
@@ -54,6 +55,8 @@ struct ModelReq<'a> {
     hdr: Option<&'a RawValue>,
     #[serde(borrow, default)]
     hops: Vec<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    idem: Option<Cow<'a, str>>,
 }
 
 impl InboundHandler for ModelService {
@@ -165,6 +168,10 @@ impl ModelService {
             headers,
             body,
             span: scan.span,
+            once: request.idem.map(|key| Key {
+                from: caller.node.to_string(),
+                key: key.into_owned(),
+            }),
             // The exchange keeps the caller's time.
             clock: None,
         };
@@ -202,6 +209,10 @@ impl ModelService {
                 Err(Some(failure)) => return reply.fail(failure),
                 Err(None) => return,
             }
+        }
+        if length.is_some_and(|length| length > INITIAL_WINDOW) {
+            // Beside token streams, not in front of them.
+            reply.set_class(Class::Bulk);
         }
         let (data, fin) = (first.data, first.last.then(done));
         let ended = fin.is_some();

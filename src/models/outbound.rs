@@ -16,6 +16,7 @@ use super::{
     answer::{Answer, AnswerBody, Clock, check},
     commit::CommitPoint,
     headers,
+    idempotency::Key,
     select::{Candidate, Path, Target, Us},
     serve::{Ask, Server},
     splice::{Scan, push_string},
@@ -174,7 +175,8 @@ impl Outbound {
                 .await;
             let again = match &outcome {
                 Ok(answer) => answer.status == 429,
-                Err(failure) => failure.retryable,
+                // A node may advertise what it does not lend to us.
+                Err(failure) => failure.retryable || failure.code == Code::ModelNotFound,
             };
             if !(others && again) {
                 break;
@@ -216,6 +218,10 @@ impl Outbound {
             headers: request.headers.clone(),
             body: request.body.clone(),
             span: request.scan.span.clone(),
+            once: request.idempotency.as_ref().map(|key| Key {
+                from: self.0.us.node.to_string(),
+                key: key.clone(),
+            }),
             clock: Some(Clock {
                 idle: request.scan.stream.then_some(MODEL_IDLE_TIMEOUT),
                 deadline,

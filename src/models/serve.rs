@@ -12,6 +12,7 @@ use super::{
     answer::{Answer, AnswerBody, Clock, ServedBody, late},
     endpoint::Endpoint,
     headers,
+    idempotency::{Idempotency, Key, Turn},
     lent::{Lent, LentModels},
     provider::{Client, Pieces, ProviderAnswer, ProviderError},
     splice,
@@ -32,6 +33,8 @@ pub struct Ask {
     pub body: Bytes,
     /// Where `model` stands in it.
     pub span: Range<usize>,
+    /// Set when the request carries an `Idempotency-Key`.
+    pub once: Option<Key>,
     /// Time limits; none where the exchange keeps them.
     pub clock: Option<Clock>,
 }
@@ -41,13 +44,18 @@ pub struct Ask {
 pub struct Server {
     lent: LentModels,
     client: Client,
+    answered: Idempotency,
 }
 
 impl Server {
     /// A server of what `lent` lends.
     #[must_use]
-    pub const fn new(lent: LentModels, client: Client) -> Self {
-        Self { lent, client }
+    pub fn new(lent: LentModels, client: Client) -> Self {
+        Self {
+            lent,
+            client,
+            answered: Idempotency::default(),
+        }
     }
 
     /// What is lent.
@@ -61,8 +69,19 @@ impl Server {
     ///
     /// # Errors
     /// `overloaded` when all places are taken; `upstream_error` when the provider cannot be reached,
-    /// broke off, or answered 5xx; `timeout`, `deadline_exceeded`.
-    pub async fn serve(&self, lent: &Lent, ask: Ask) -> Result<Answer, Failure> {
+    /// broke off, or answered 5xx; `timeout`, `deadline_exceeded`; `idempotency_mismatch`.
+    pub async fn serve(&self, lent: &Lent, mut ask: Ask) -> Result<Answer, Failure> {
+        let Some(key) = ask.once.take() else {
+            return self.run(lent, ask).await;
+        };
+        let tail = ask.route.tail().as_bytes();
+        match self.answered.turn(key, &[tail, &ask.body]).await? {
+            Turn::Answered(answer) => Ok(*answer),
+            Turn::Run(ticket) => Ok(ticket.record(self.run(lent, ask).await?)),
+        }
+    }
+
+    async fn run(&self, lent: &Lent, ask: Ask) -> Result<Answer, Failure> {
         let model = &lent.model;
         let Some(place) = lent.enter() else {
             return Err(Failure {

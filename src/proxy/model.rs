@@ -135,7 +135,10 @@ fn render(answer: Answer, trail: &Trail, route: Route, id: RequestId) -> Respons
     let events = is_event_stream(&headers) && !headers.contains_key(CONTENT_ENCODING);
     let body = match body {
         AnswerBody::Whole(data) => ReplyBody::whole(data.unwrap_or_default()),
-        body @ (AnswerBody::Provider(_) | AnswerBody::Mesh(_) | AnswerBody::Held(..)) => {
+        body @ (AnswerBody::Provider(_)
+        | AnswerBody::Mesh(_)
+        | AnswerBody::Recorded(_)
+        | AnswerBody::Held(..)) => {
             // An error event must fit behind what came, so an event stream promises no length.
             let length = length.filter(|_| !events);
             ReplyBody::stream(forward(body, events.then_some(route), id), length)

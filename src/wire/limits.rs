@@ -213,6 +213,12 @@ pub const REFRESH_KEY_EVERY: Duration = Duration::from_secs(5);
 pub const COMMIT_HOLD_BYTES: usize = 64 * KIB;
 /// A model not seen for this long leaves the catalog.
 pub const KNOWN_MODEL_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+/// An answer under an `Idempotency-Key` is kept this long (7.2).
+pub const IDEMPOTENT_MEMORY: Duration = Duration::from_secs(600);
+/// Answers kept at once.
+pub const IDEMPOTENT_ANSWERS: usize = 64;
+/// Longest answer that is kept: with [`IDEMPOTENT_ANSWERS`], 16 MiB in all.
+pub const IDEMPOTENT_ANSWER_BYTES: usize = 256 * KIB;
 /// Entries of `hops`.
 pub const HOPS: usize = 4;
 /// What a nested request loses of the remaining time.

@@ -276,3 +276,36 @@ async fn a_described_model_is_told_its_name() {
     // Other routes pass untouched.
     assert!(!String::from_utf8_lossy(&sent[1].body).contains("Big one"));
 }
+
+#[tokio::test]
+async fn a_repeated_idempotency_key_runs_once() {
+    for place in PLACES {
+        let scripts = vec![
+            Script::events(SSE, Then::KeepAlive),
+            Script::json(200, "{\"second\":true}"),
+        ];
+        let world = World::new(place, scripts).await;
+        let ask = async |extra: &str| {
+            client()
+                .post(world.home.url("/v1/chat/completions"))
+                .bearer_auth(&world.home.launch)
+                .header("content-type", "application/json")
+                .header("idempotency-key", "once")
+                .body(world.body(extra))
+                .send()
+                .await
+                .unwrap()
+        };
+        for _ in 0..2 {
+            let response = ask(",\"stream\":true").await;
+            assert_eq!(response.headers()["content-type"], "text/event-stream");
+            assert_eq!(response.bytes().await.unwrap(), SSE.concat(), "{place:?}");
+        }
+        assert_eq!(world.provider.requests().len(), 1);
+        let other = ask(",\"stream\":false").await;
+        assert_eq!(other.status(), 422);
+        let body: serde_json::Value = other.json().await.unwrap();
+        assert_eq!(body["error"]["code"], "idempotency_mismatch");
+        assert_eq!(world.provider.requests().len(), 1);
+    }
+}
