@@ -20,6 +20,7 @@
 //! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
 //! (and to `cli`, which writes it).
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -1,6 +1,7 @@
 //! The conversation with the JavaScript shim: one JSON object a line on standard input and output
 //! (`run --parent stdio`). Logs go to standard error. End of input means: exit within 1 s.
 
+pub mod keys;
 pub mod stdio;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
+    time::Duration,
 };
 
 use tracing_subscriber::{
@@ -76,15 +77,37 @@ impl Redactor {
     }
 }
 
-/// Lines lost because nobody read standard error.
+/// How long [`Dropped::flush`] waits for a reader.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Prints a message to the operator outside any log, one line or several.
+pub fn say(message: &str) {
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// Lines lost because nobody read standard error, and lines still waiting for it.
 #[derive(Debug, Clone, Default)]
-pub struct Dropped(Arc<AtomicU64>);
+pub struct Dropped {
+    lost: Arc<AtomicU64>,
+    waiting: Arc<AtomicU64>,
+}
 
 impl Dropped {
-    /// How many so far.
+    /// How many were lost so far.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Gives the last lines a moment to be written before the process ends. Blocks.
+    pub fn flush(&self) {
+        let step = Duration::from_millis(2);
+        let mut left = FLUSH_TIMEOUT;
+        while self.waiting.load(Ordering::Acquire) > 0 && !left.is_zero() {
+            std::thread::sleep(step);
+            left = left.saturating_sub(step);
+        }
     }
 }
 
@@ -111,8 +134,12 @@ impl Drop for Line {
     fn drop(&mut self) {
         let text = String::from_utf8_lossy(&self.text);
         let line = self.redactor.redact(&text).into_owned();
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(line) {
-            self.dropped.0.fetch_add(1, Ordering::Relaxed);
+        self.dropped.waiting.fetch_add(1, Ordering::AcqRel);
+        if let Err(error) = self.queue.try_send(line) {
+            self.dropped.waiting.fetch_sub(1, Ordering::AcqRel);
+            if matches!(error, TrySendError::Full(_)) {
+                self.dropped.lost.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -148,6 +175,7 @@ pub fn start(format: Format, redactor: &Redactor) -> Dropped {
         redactor: redactor.clone(),
         dropped: dropped.clone(),
     };
+    let waiting = dropped.waiting.clone();
     // A thread of its own, because standard error may block for as long as its reader likes.
     let spawned = std::thread::Builder::new()
         .name("log".into())
@@ -156,6 +184,7 @@ pub fn start(format: Format, redactor: &Redactor) -> Dropped {
             for line in lines {
                 // Nobody is left to tell when standard error is gone.
                 let _ = stderr.write_all(line.as_bytes());
+                waiting.fetch_sub(1, Ordering::AcqRel);
             }
         });
     if spawned.is_err() {

@@ -10,7 +10,10 @@ use super::{
     error::{CliError, USAGE},
     locate,
 };
-use crate::config::{self, Config, Source};
+use crate::{
+    app::{self, Start},
+    config::{self, Config, Source},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -34,18 +37,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
             )
         })?,
     };
-    if args.parent.is_some() {
-        return unavailable(&state);
-    }
-    let _config = read(args.config.as_deref())?;
-    unavailable(&state)
-}
-
-fn unavailable(_state: &Path) -> Result<u8, CliError> {
-    Err(CliError::failed(
-        "this build cannot run a node yet",
-        "use a later one",
-    ))
+    let start = if args.parent.is_some() {
+        Start::Shim
+    } else {
+        Start::Alone(Box::new(read(args.config.as_deref())?))
+    };
+    Ok(app::run(start, &state))
 }
 
 /// The configuration of a node without OpenClaw.

@@ -2,7 +2,10 @@
 //! writes standard output. Threads, because a pipe read cannot be cancelled and must not keep the
 //! runtime from ending.
 
-use std::io::{self, BufRead, Read, Write};
+use std::{
+    io::{self, BufRead, Read, Write},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 
@@ -43,6 +46,19 @@ impl Voice {
         if self.0.try_send(line).is_err() {
             tracing::warn!("the shim does not read; message dropped");
         }
+    }
+
+    /// Waits a moment until the last messages are written, before the process ends.
+    pub async fn finish(&self) {
+        let written = async {
+            while self.0.capacity() < QUEUE_MESSAGES {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            // The queue is empty once the last line was taken; give its write a moment, too.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        // A shim that does not read gets no more than this.
+        let _ = tokio::time::timeout(Duration::from_millis(200), written).await;
     }
 }
 

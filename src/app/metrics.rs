@@ -1,0 +1,84 @@
+//! What the parts below the local API count, in the text form of Prometheus.
+
+use crate::{
+    control::metrics::{MetricSource, counter, gauge},
+    exchange::Exchange,
+    mesh::{Mesh, view::Reach},
+    telemetry::Dropped,
+};
+
+/// Exchanges, links and the log of one node.
+#[derive(Debug)]
+pub(super) struct NodeMetrics {
+    pub(super) exchange: Exchange,
+    pub(super) mesh: Mesh,
+    pub(super) log: Dropped,
+}
+
+impl MetricSource for NodeMetrics {
+    fn write(&self, out: &mut String) {
+        let stats = self.exchange.stats();
+        let of = |who: &str| format!("{{of=\"{who}\"}}");
+        counter(
+            out,
+            "clawmatrix_exchanges_total",
+            "Requests to other nodes (ours) and from them (theirs).",
+            &[
+                (of("ours"), stats.outbound_total),
+                (of("theirs"), stats.inbound_total),
+            ],
+        );
+        gauge(
+            out,
+            "clawmatrix_exchanges_open",
+            "Requests under way.",
+            &[
+                (of("ours"), stats.outbound_open as f64),
+                (of("theirs"), stats.inbound_open as f64),
+            ],
+        );
+        gauge(
+            out,
+            "clawmatrix_held_bytes",
+            "Bytes held for streams and bodies.",
+            &[(String::new(), stats.bytes_held as f64)],
+        );
+        let by_reason = |drops: Vec<(&'static str, u64)>| -> Vec<_> {
+            drops
+                .into_iter()
+                .map(|(reason, count)| (format!("{{reason=\"{reason}\"}}"), count))
+                .collect()
+        };
+        counter(
+            out,
+            "clawmatrix_stream_drops_total",
+            "Items of streams that were not used.",
+            &by_reason(stats.drops),
+        );
+        counter(
+            out,
+            "clawmatrix_link_drops_total",
+            "Frames and connections that were refused, by reason.",
+            &by_reason(self.mesh.drops()),
+        );
+        let view = self.mesh.view();
+        let linked = view
+            .borrow()
+            .nodes
+            .values()
+            .filter(|n| n.reach == Reach::Direct)
+            .count();
+        gauge(
+            out,
+            "clawmatrix_links",
+            "Nodes linked directly.",
+            &[(String::new(), linked as f64)],
+        );
+        counter(
+            out,
+            "clawmatrix_log_lines_lost_total",
+            "Log lines nobody read in time.",
+            &[(String::new(), self.log.count())],
+        );
+    }
+}

@@ -1,0 +1,437 @@
+//! One running node: its parts, made in order, and how they are stopped.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+use super::{Logs, Providers, StartError, bind::bind, hold, metrics::NodeMetrics};
+use crate::{
+    config::{AgentConfig, Config},
+    control::{Control, status::Facts},
+    crypto::{identity::Identity, stretch::MeshKeys},
+    drain::Tasks,
+    exchange::{Exchange, Limits, SessionRef},
+    ids::{Boot, NodeId},
+    mesh::{
+        Mesh, MeshSettings,
+        handshake::{Ourselves, Params},
+        incarnation::advance,
+        limiter::Cidr,
+        view::{AgentOffer, Descriptor},
+    },
+    models::{
+        catalog::Catalog,
+        inbound::ModelService,
+        lent::{KeyRefresher, LentModels},
+        outbound::{Outbound, Sessions},
+        provider::Client,
+        select::Us,
+        serve::Server,
+    },
+    proxy::{
+        Assembly, LocalApi,
+        metrics::Counters,
+        model::Models,
+        tokens::{LaunchToken, TokenStore},
+    },
+    shim::{FromSidecar, keys::ShimKeys, stdio::Voice},
+    state::{StateDir, StateLock},
+    telemetry::Redactor,
+    trust::TrustStore,
+    wire::code::Failure,
+};
+
+/// Program name and version, as other nodes see it.
+const SOFTWARE: &str = concat!("clawmatrix/", env!("CARGO_PKG_VERSION"));
+/// What is left of the grace period for parts to close their files once the work has ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a drain looks whether the last request of another node has ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// `{"proxyPort","listenPort","pid"}` of the running node, for commands and the shim.
+const ENDPOINT: &str = "run/endpoint";
+
+impl Sessions for Mesh {
+    fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+        Mesh::session(self, node)
+    }
+}
+
+/// A node at work.
+#[derive(Debug)]
+pub(super) struct Node {
+    tasks: Tasks,
+    /// Connections to the local API; waited for before anything else is stopped.
+    local: Tasks,
+    mesh: Mesh,
+    exchange: Exchange,
+    api: LocalApi,
+    lent: LentModels,
+    keys: Option<ShimKeys>,
+    redactor: Redactor,
+    drain_timeout: Duration,
+    /// What configuration, shim and mesh want the operator to know.
+    warnings: watch::Sender<Vec<String>>,
+    config_warnings: Vec<String>,
+    shim_warnings: Mutex<Vec<String>>,
+    state: StateDir,
+    _launch: LaunchToken,
+    _lock: StateLock,
+}
+
+impl Node {
+    /// Makes every part and begins to work; ready when it returns. Blocks on files, which harms
+    /// nobody while nothing runs yet. Must be called within a runtime.
+    pub(super) fn start(
+        config: Config,
+        providers: Providers,
+        state_dir: &Path,
+        voice: Option<&Voice>,
+        logs: Logs,
+    ) -> Result<Self, StartError> {
+        let Logs { redactor, dropped } = logs;
+        learn_secrets(&redactor, &config, &providers);
+        let (state, lock) = hold(state_dir)?;
+        let tasks = Tasks::new();
+        // Stretching takes a quarter of a second of one core: begin before anything else.
+        let keys = MeshKeys::start(
+            &config.mesh,
+            config.secret.clone(),
+            config.accept_secrets.clone(),
+            &tasks,
+        );
+        let identity = Arc::new(Identity::load_or_create(
+            &state,
+            config.identity_file.as_deref(),
+        )?);
+        let trust = TrustStore::load(&state, &config.trust, &config.peers)?;
+
+        let local = bind(
+            "proxyPort",
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            config.proxy_port,
+        )?;
+        let proxy_port = port_of(&local)?;
+        let listener = config
+            .listen
+            .as_ref()
+            .map(|listen| bind("listenPort", listen.host, listen.port))
+            .transpose()?;
+        let listen_port = listener.as_ref().map(port_of).transpose()?;
+
+        let shim_keys = voice.map(|voice| ShimKeys::new(voice.clone()));
+        let refresher = shim_keys
+            .clone()
+            .map(|keys| Arc::new(keys) as Arc<dyn KeyRefresher>);
+        let lent = LentModels::new(
+            config.models.clone(),
+            config.models_auto,
+            proxy_port,
+            &providers,
+            refresher,
+        );
+        let server = Server::new(lent.clone(), Client::new(tasks.clone()));
+        let service = ModelService::new(config.node_id.clone(), server.clone(), tasks.clone());
+        let limits = Limits {
+            request_body_bytes: config.limits.request_body_bytes,
+            response_body_bytes: config.limits.response_body_bytes,
+            node_budget_bytes: usize::try_from(config.limits.node_memory_bytes)
+                .unwrap_or(usize::MAX),
+        };
+        let exchange = Exchange::with_limits(tasks.clone(), Arc::new(service), limits);
+
+        let ourselves = Ourselves {
+            node_id: config.node_id.clone(),
+            mesh: config.mesh.clone(),
+            identity: identity.clone(),
+            keys,
+            trust: trust.clone(),
+            params: Params {
+                relay: config.relay,
+                hb: config.heartbeat.as_secs(),
+                boot: Boot::random(),
+                sw: SOFTWARE.into(),
+            },
+        };
+        let settings = MeshSettings {
+            heartbeat: config.heartbeat,
+            trusted_proxies: proxies(&config.trusted_proxies),
+            ..MeshSettings::new(ourselves, advance(&state)?)
+        };
+        let mesh = Mesh::new(settings, Arc::new(exchange.clone()), tasks.clone());
+
+        let us = Us {
+            node: config.node_id.clone(),
+            min_trust: config.outbound_min_trust,
+            proxy_models: config.proxy_models.clone(),
+        };
+        let catalog = Catalog::load(&us, proxy_port, lent.clone(), mesh.view(), state.clone())?;
+        let outbound = Outbound::new(
+            us,
+            server,
+            exchange.clone(),
+            Arc::new(mesh.clone()),
+            mesh.view(),
+        );
+        let (tokens, launch) = TokenStore::start(&state)?;
+        let counters = Arc::new(Counters::default());
+        let warnings = watch::Sender::new(config.warnings.clone());
+        let api = LocalApi::new(Assembly {
+            port: proxy_port,
+            tokens: tokens.clone(),
+            models: Models {
+                outbound,
+                budget: exchange.budget(),
+                identity: config.model_identity,
+            },
+            catalog: catalog.clone(),
+            control: Control {
+                budget: exchange.budget(),
+                facts: Facts {
+                    node: config.node_id.clone(),
+                    key_id: identity.public().id(),
+                    started: Instant::now(),
+                    listen_port,
+                    proxy_port,
+                    agents: agent_offers(&config.agents),
+                    tags: config.tags.clone(),
+                    lent: lent.clone(),
+                    warnings: warnings.subscribe(),
+                    view: mesh.view(),
+                    trust,
+                },
+                tokens,
+                catalog: catalog.clone(),
+                metrics: vec![
+                    counters.clone(),
+                    Arc::new(NodeMetrics {
+                        exchange: exchange.clone(),
+                        mesh: mesh.clone(),
+                        log: dropped,
+                    }),
+                ],
+            },
+            counters,
+        });
+
+        // Everything is made; from here on it works.
+        tasks.spawn(offer_models(mesh.clone(), lent.clone(), &config));
+        tasks.spawn(catalog.clone().run());
+        if let Some(voice) = voice {
+            tasks.spawn(tell_catalog(voice.clone(), catalog.subscribe()));
+        }
+        if let Some(listener) = listener {
+            mesh.listen(adopt(listener)?);
+        }
+        mesh.dial(config.peers.clone());
+        let connections = Tasks::new();
+        api.serve(adopt(local)?, &connections);
+        write_endpoint(&state, proxy_port, listen_port)?;
+        api.set_ready(true);
+        if let Some(voice) = voice {
+            voice.say(&FromSidecar::Ready {
+                proxy_port,
+                listen_port,
+            });
+        }
+        tracing::info!(
+            node = %config.node_id,
+            key = %identity.public().id(),
+            proxy_port,
+            listen_port,
+            "node is ready"
+        );
+        for warning in &config.warnings {
+            tracing::warn!(warning, "configuration");
+        }
+        Ok(Self {
+            tasks,
+            local: connections,
+            mesh,
+            exchange,
+            api,
+            lent,
+            keys: shim_keys,
+            redactor,
+            drain_timeout: config.drain_timeout,
+            warnings,
+            config_warnings: config.warnings,
+            shim_warnings: Mutex::default(),
+            state,
+            _launch: launch,
+            _lock: lock,
+        })
+    }
+
+    /// The configured grace period.
+    pub(super) const fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
+    }
+
+    /// Puts a new provider table in force and wakes who asked for it by `id`.
+    pub(super) fn set_providers(&self, providers: &Providers, id: Option<u64>) {
+        learn_keys(&self.redactor, providers);
+        self.lent.set_providers(providers);
+        if let (Some(keys), Some(id)) = (&self.keys, id) {
+            keys.answered(id);
+        }
+    }
+
+    /// Replaces what the shim wants the operator to know.
+    pub(super) fn set_shim_warnings(&self, warnings: Vec<String>) {
+        let mut present = self
+            .shim_warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings.iter().filter(|w| !present.contains(w)) {
+            tracing::warn!(warning, "gateway");
+        }
+        *present = warnings;
+        let mut all = self.config_warnings.clone();
+        all.extend(present.iter().cloned());
+        self.warnings.send_replace(all);
+    }
+
+    /// Takes no new work, lets running work finish for `grace`, then stops it (protocol 6.6b).
+    pub(super) async fn drain(self, grace: Duration) {
+        let begun = Instant::now();
+        self.mesh.announce_shutdown(grace);
+        self.api.drain();
+        self.exchange.drain();
+        let open = self.exchange.stats();
+        if open.outbound_open + open.inbound_open > 0 {
+            tracing::info!(
+                grace_s = grace.as_secs(),
+                ours = open.outbound_open,
+                of_others = open.inbound_open,
+                "draining"
+            );
+        }
+        let served = async {
+            while self.exchange.stats().inbound_open > 0 {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        let (finished, ()) = tokio::join!(timeout(grace, served), self.local.close(grace));
+        self.mesh.shutdown(CLOSE_TIMEOUT.min(grace)).await;
+        self.state.remove(ENDPOINT);
+        self.tasks.close(Duration::ZERO).await;
+        tracing::info!(
+            finished = finished.is_ok(),
+            ms = millis(begun.elapsed()),
+            "node has stopped"
+        );
+    }
+}
+
+/// The validated CIDR texts of the configuration.
+fn proxies(texts: &[String]) -> Vec<Cidr> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// No secret of this node may leave through a log line.
+fn learn_secrets(redactor: &Redactor, config: &Config, providers: &Providers) {
+    redactor.learn(config.secret.reveal());
+    for older in &config.accept_secrets {
+        redactor.learn(older.secret.reveal());
+    }
+    for key in config.models.iter().filter_map(|m| m.api_key.as_ref()) {
+        redactor.learn(key.reveal());
+    }
+    learn_keys(redactor, providers);
+}
+
+fn learn_keys(redactor: &Redactor, providers: &Providers) {
+    for key in providers.values().filter_map(|p| p.api_key.as_ref()) {
+        redactor.learn(key);
+    }
+}
+
+fn port_of(listener: &std::net::TcpListener) -> Result<u16, StartError> {
+    let address = listener.local_addr().map_err(|source| StartError::System {
+        action: "read the bound address",
+        source,
+    })?;
+    Ok(address.port())
+}
+
+fn adopt(listener: std::net::TcpListener) -> Result<TcpListener, StartError> {
+    TcpListener::from_std(listener).map_err(|source| StartError::System {
+        action: "watch the listener",
+        source,
+    })
+}
+
+fn write_endpoint(
+    state: &StateDir,
+    proxy_port: u16,
+    listen_port: Option<u16>,
+) -> Result<(), StartError> {
+    let endpoint = serde_json::json!({
+        "proxyPort": proxy_port,
+        "listenPort": listen_port,
+        "pid": std::process::id(),
+    });
+    Ok(state.write(ENDPOINT, endpoint.to_string().as_bytes())?)
+}
+
+fn agent_offers(agents: &[AgentConfig]) -> Vec<AgentOffer> {
+    let offer = |agent: &AgentConfig| AgentOffer {
+        id: agent.id.clone(),
+        description: agent.description.clone(),
+        tags: agent.tags.clone(),
+    };
+    agents.iter().map(offer).collect()
+}
+
+/// Tells the mesh what we offer, now and whenever the lent models change.
+fn offer_models(
+    mesh: Mesh,
+    lent: LentModels,
+    config: &Config,
+) -> impl Future<Output = ()> + Send + 'static {
+    let agents = agent_offers(&config.agents);
+    let tags = config.tags.clone();
+    async move {
+        let mut changes = lent.subscribe();
+        loop {
+            changes.borrow_and_update();
+            mesh.set_offer(Descriptor {
+                software: SOFTWARE.into(),
+                agents: agents.clone(),
+                models: lent.offers(),
+                tags: tags.clone(),
+                ..Descriptor::default()
+            });
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Tells the shim which provider entries OpenClaw should have.
+async fn tell_catalog(
+    voice: Voice,
+    mut changes: watch::Receiver<Arc<Vec<crate::shim::CatalogEntry>>>,
+) {
+    loop {
+        let entries = changes.borrow_and_update().to_vec();
+        voice.say(&FromSidecar::Catalog { entries });
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
