@@ -23,12 +23,17 @@ use std::{
 
 use globset::GlobSet;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 pub use self::problem::{ConfigError, Problem, render};
 
 use crate::{
-    crypto::{identity::PublicKey, secret::Secret},
+    crypto::{
+        identity::{Identity, IdentityError, PublicKey},
+        secret::Secret,
+    },
     ids::{MeshName, NodeId},
+    state::StateDir,
     trust::Level,
     wire::limits,
 };
@@ -86,6 +91,8 @@ pub struct Config {
     pub tool_proxy: Value,
     /// Key file elsewhere than in the state dir.
     pub identity_file: Option<PathBuf>,
+    /// The seed of the key itself, handed over by a secret reference.
+    pub identity_seed: Option<Secret<[u8; 32]>>,
     /// Whether a secret stands in the configuration itself, so that its file must be private.
     pub secret_inline: bool,
 }
@@ -333,6 +340,18 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    /// The node's key: handed over, in the configured file, or in the state folder, where it is
+    /// made when missing. Blocks on the disk.
+    ///
+    /// # Errors
+    /// As [`Identity::load_or_create`].
+    pub fn identity(&self, state: &StateDir) -> Result<Identity, IdentityError> {
+        match &self.identity_seed {
+            Some(seed) => Ok(Identity::from_seed(&Zeroizing::new(*seed.reveal()))),
+            None => Identity::load_or_create(state, self.identity_file.as_deref()),
+        }
     }
 
     /// Reads a configuration as text.

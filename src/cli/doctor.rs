@@ -234,7 +234,8 @@ fn check_state_dir(state: &Path, config: Option<&Config>, findings: &mut Finding
             format!("`chmod 700 {shown}`"),
         );
     }
-    let kept_elsewhere = config.is_some_and(|c| c.identity_file.is_some());
+    let kept_elsewhere =
+        config.is_some_and(|c| c.identity_file.is_some() || c.identity_seed.is_some());
     match volatile(state) {
         Some(kind) if !kept_elsewhere => findings.warning(
             "state",

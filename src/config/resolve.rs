@@ -166,7 +166,12 @@ pub(super) fn resolve(
             ),
         );
     }
-    let identity_file = secret::identity_file(&mut check, raw.identity_file.as_ref());
+    let identity = secret::identity(&mut check, raw.identity_file.as_ref());
+    let (identity_file, identity_seed) = match identity {
+        Some(secret::IdentitySource::File(file)) => (Some(file), None),
+        Some(secret::IdentitySource::Seed(seed)) => (None, Some(seed)),
+        None => (None, None),
+    };
     later::warn(&mut check, raw);
 
     let drain = raw
@@ -205,6 +210,7 @@ pub(super) fn resolve(
             warnings: check.warnings,
             tool_proxy,
             identity_file,
+            identity_seed,
             secret_inline: matches!(raw.secret, Some(raw::SecretInput::Text(_))),
         }),
         _ => Err(ConfigError(check.problems)),

@@ -60,12 +60,35 @@ pub fn judge(secret: &str) -> Strength {
         Strength::Short
     } else if trivial(secret) {
         Strength::Trivial
+    } else if evidently_random(secret) {
+        Strength::Good
     } else if zxcvbn::zxcvbn(secret, &["clawmatrix", "openclaw"]).guesses_log10() < WEAK_BELOW_LOG10
     {
         Strength::Weak
     } else {
         Strength::Good
     }
+}
+
+/// Whether a secret is so mixed that no word list need be asked: the lists cost a node megabytes
+/// for as long as it runs. What `clawmatrix secret new` or `openssl rand` makes is found here;
+/// anything doubtful is left to the lists.
+fn evidently_random(secret: &str) -> bool {
+    let class = |c: char| match c {
+        'a'..='z' => 0_u8,
+        'A'..='Z' => 1,
+        '0'..='9' => 2,
+        _ => 3,
+    };
+    let chars: Vec<char> = secret.chars().collect();
+    let changes = chars
+        .windows(2)
+        .filter(|pair| class(pair[0]) != class(pair[1]))
+        .count();
+    let mut distinct = chars.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    chars.len() >= 32 && distinct.len() >= 16 && changes * 3 >= chars.len()
 }
 
 fn trivial(secret: &str) -> bool {
@@ -126,6 +149,22 @@ mod tests {
             "Correct Horse Battery Staple",
         ] {
             assert_eq!(judge(secret), Strength::Trivial, "{secret}");
+        }
+    }
+
+    #[test]
+    fn only_mixed_texts_pass_without_the_word_lists() {
+        assert!(evidently_random("q0lLw0mCk2gXfDq5bV7nYt3eR8sJ1uHa"));
+        // 64 hexadecimal digits, as `openssl rand -hex 32` prints them.
+        assert!(evidently_random(
+            "3f9a1c07e2b84d56a0f1c93e7b2d8a4415c6e0f7d29b38a1b4c5d6e7f8091a2b"
+        ));
+        for doubtful in [
+            "correct horse battery staple and more words",
+            "Password12345678Password12345678",
+            "ab1ab1ab1ab1ab1ab1ab1ab1ab1ab1ab1ab1",
+        ] {
+            assert!(!evidently_random(doubtful), "{doubtful}");
         }
     }
 

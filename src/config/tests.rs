@@ -258,6 +258,27 @@ fn too_open_identity_file_is_refused() {
 }
 
 #[test]
+fn identity_may_be_a_file_or_a_resolved_secret() {
+    let at = |value: Value, openclaw| read_as(with(json!({ "identityFile": value })), openclaw);
+    let seed = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
+    let config = at(json!("keys/a.key"), true).unwrap();
+    assert_eq!(
+        config.identity_file.unwrap(),
+        Path::new("/nowhere/keys/a.key")
+    );
+    let config = at(json!(seed), true).unwrap();
+    assert_eq!(*config.identity_seed.as_ref().unwrap().reveal(), [7; 32]);
+    let temp = tempfile::tempdir().unwrap();
+    let state = StateDir::open(temp.path()).unwrap();
+    let known = Identity::from_seed(&Zeroizing::new([7; 32])).public();
+    assert_eq!(config.identity(&state).unwrap().public(), known);
+    assert!(state.read("identity.key").unwrap().is_none());
+    let reference = json!({"source": "env", "provider": "default", "id": "SET_SECRET"});
+    let error = at(reference, false).unwrap_err();
+    assert!(error.0[0].message.contains("not a key"), "{error}");
+}
+
+#[test]
 fn peer_urls_follow_the_rules() {
     let url = |text: &str| {
         read(with(json!({"peers": [{"nodeId": "b", "url": text}]})))

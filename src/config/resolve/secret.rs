@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use zeroize::Zeroizing;
+
 use super::{Check, entries};
 use crate::{
     config::{
@@ -232,21 +235,51 @@ fn reason(error: &io::Error) -> String {
     }
 }
 
-/// The key file elsewhere than in the state folder. Whether it can be read is told when it is
-/// opened: it may be made at the first start.
-pub(super) fn identity_file(check: &mut Check<'_>, input: Option<&SecretInput>) -> Option<PathBuf> {
-    let file = text(check, "identityFile", input?)?;
-    let file = file.reveal().trim();
-    if file.is_empty() {
+/// Where the node's key is.
+pub(super) enum IdentitySource {
+    /// In this file.
+    File(PathBuf),
+    /// Here.
+    Seed(Secret<[u8; 32]>),
+}
+
+/// The node's key elsewhere than in the state folder: a file, or the key itself where a secret
+/// reference was resolved to it. Whether the file holds a key is told when it is read.
+pub(super) fn identity(
+    check: &mut Check<'_>,
+    input: Option<&SecretInput>,
+) -> Option<IdentitySource> {
+    let input = input?;
+    let secret = text(check, "identityFile", input)?;
+    let value = secret.reveal().trim();
+    let referred = matches!(input, SecretInput::Reference(_));
+    // No path looks like this: 43 characters without a folder or an ending.
+    let seed = URL_SAFE_NO_PAD.decode(value).ok().map(Zeroizing::new);
+    let seed = seed.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok());
+    match seed {
+        Some(seed) if referred || check.source.openclaw => {
+            return Some(IdentitySource::Seed(Secret::new(seed)));
+        }
+        None if referred => {
+            check.problem(
+                "identityFile",
+                "the secret referred to is not a key",
+                "it must be the 32 bytes of a key as base64url text, 43 characters",
+            );
+            return None;
+        }
+        Some(_) | None => {}
+    }
+    if value.is_empty() {
         check.problem(
             "identityFile",
             "is empty",
-            "give the path of the key file, or leave the key out",
+            "give the path of the key file, or leave it out",
         );
         return None;
     }
-    let file = check.path(file);
-    if file.exists() && open_to_others(&file).is_ok_and(|open| open) {
+    let file = check.path(value);
+    if open_to_others(&file).is_ok_and(|open| open) {
         let shown = file.display();
         check.problem(
             "identityFile",
@@ -255,5 +288,5 @@ pub(super) fn identity_file(check: &mut Check<'_>, input: Option<&SecretInput>) 
         );
         return None;
     }
-    Some(file)
+    Some(IdentitySource::File(file))
 }
