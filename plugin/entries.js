@@ -34,8 +34,8 @@ const BUILT_IN = new Set(
   ).split(' '),
 );
 
-/** @param {string} api @returns {boolean} whether the mesh can carry requests of this kind */
-export function routed(api) {
+/** @param {string} api @returns {boolean} whether OpenClaw can send requests of this kind into the mesh */
+function routed(api) {
   return ROUTED_APIS.has(api);
 }
 
@@ -101,7 +101,7 @@ export function plan({ providers, catalog, token, proxyPort, written }) {
     const mine = new Set(written[name] ?? (kind === 'node' ? ids(there?.entry) : []));
     const { entry, owned, dropped } = build(offered, there?.entry, mine, token);
     for (const model of dropped) {
-      result.warnings.push(`${offered.provider}/${model.id} speaks ${model.api}, which the mesh has no route for`);
+      result.warnings.push(`${offered.provider}/${model.id} speaks ${model.api || offered.api}, which OpenClaw cannot send through the mesh`);
     }
     if (owned.length > 0) result.written[name] = owned;
     if ((entry.models ?? []).length === 0) {

@@ -80,6 +80,7 @@ class Running {
     this.cfg = ctx.config;
     this.current = api.runtime.config.current();
     this.resolvedAt = 0;
+    this.resolves = 0;
     /** @type {NodeJS.Timeout | undefined} */
     this.watch = undefined;
     this.writer = new EntryWriter({
@@ -99,13 +100,13 @@ class Running {
       health: (problem) =>
         problem === undefined ? ctx.serviceHealth?.clearFailure() : ctx.serviceHealth?.reportFailure(new Error(problem)),
       greeting: () => this.#greeting(),
-      onMessage: (message) => this.#heard(message),
+      onMessage: (message) => void this.#guard(this.#heard(message)),
     });
   }
 
   async start() {
     mkdirSync(this.folder, { recursive: true, mode: 0o700 });
-    this.watch = setInterval(() => this.#look(), WATCH);
+    this.watch = setInterval(() => void this.#guard(this.#look()), WATCH);
     this.watch.unref();
     await this.sidecar.start();
   }
@@ -123,7 +124,9 @@ class Running {
     const enough = new Promise((resolve) => {
       timer = setTimeout(resolve, GREETING_WAIT);
     });
-    await Promise.race([this.#resolve(), enough]);
+    // What comes later than that is told then.
+    const resolved = this.#guard(this.#resolve().then(() => this.#tell()));
+    await Promise.race([resolved, enough]);
     clearTimeout(timer);
     this.told = JSON.stringify([this.providers, this.#allWarnings()]);
     const { sidecarPath: _ours, ...config } = this.config;
@@ -153,6 +156,19 @@ class Running {
     }
   }
 
+  /**
+   * Work nobody waits for: a rejection would end the gateway. OpenClaw's helpers throw once it has
+   * retired this instance.
+   * @param {Promise<void>} work
+   */
+  async #guard(work) {
+    try {
+      await work;
+    } catch (error) {
+      this.logger.warn(`ClawMatrix plugin: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+
   /** Notices a new configuration or the time for fresh keys. */
   async #look() {
     const stale = Date.now() - this.resolvedAt > REFRESH;
@@ -165,11 +181,13 @@ class Running {
     const current = this.api.runtime.config.current();
     if (current !== this.current) this.cfg = this.current = current;
     this.resolvedAt = Date.now();
+    const order = ++this.resolves;
     const resolved = await resolveProviders(this.cfg, this.config.models, {
       modelAuth: this.api.runtime.modelAuth,
       endpoint: this.endpoint,
       token: openclawToken(this.folder),
     });
+    if (order !== this.resolves) return; // a later question was answered already, or will be
     this.providers = resolved.providers;
     this.warnings.providers = resolved.warnings;
   }

@@ -1,7 +1,7 @@
 // Resolves the providers whose models this node lends: address, api kind, headers, key, models. OpenClaw
 // knows them (configuration, auth profiles, environment, its built-in catalogs); the sidecar calls them.
 
-import { classify, routed } from './entries.js';
+import { classify } from './entries.js';
 
 /** @typedef {import('./types.js').OpenClawConfig} OpenClawConfig */
 /** @typedef {import('./types.js').UpstreamProvider} UpstreamProvider */
@@ -61,10 +61,11 @@ export async function resolveProviders(cfg, models, asked) {
   const warnings = [];
   const wanted = wantedProviders(cfg, models, asked.token);
   await Promise.all(
-    [...wanted].map(async ([name, modelIds]) => {
+    [...wanted].map(async ([name, { modelIds, named }]) => {
       try {
         providers[name] = await resolveOne(cfg, name, modelIds, asked);
       } catch (error) {
+        if (!named) return; // "auto" lends what there is
         warnings.push(`models of provider "${name}" are not lent: ${error instanceof Error ? error.message : error}`);
       }
     }),
@@ -74,37 +75,66 @@ export async function resolveProviders(cfg, models, asked) {
 }
 
 /**
- * Provider names in `models`, each with the model ids lent of it; for `"auto"` every configured one.
+ * Providers named in `models`, each with the model ids lent of it. For `"auto"` every configured one, and
+ * those of the models that agents are set to use: that is how built-in providers show that they are used.
  * @param {OpenClawConfig} cfg
  * @param {unknown} models
  * @param {string | undefined} token
  */
 export function wantedProviders(cfg, models, token) {
-  /** @type {Map<string, Set<string>>} */
+  /** @type {Map<string, { modelIds: Set<string>, named: boolean }>} */
   const wanted = new Map();
-  const entries = Array.isArray(models) ? models : [models];
-  for (const entry of entries) {
+  const add = (/** @type {string} */ name, /** @type {unknown} */ modelId, /** @type {boolean} */ named) => {
+    const entry = wanted.get(name) ?? { modelIds: new Set(), named: false };
+    if (typeof modelId === 'string' && modelId !== '') entry.modelIds.add(modelId);
+    entry.named ||= named;
+    wanted.set(name, entry);
+  };
+  for (const entry of Array.isArray(models) ? models : [models]) {
     if (entry === 'auto') {
-      for (const [name, provider] of Object.entries(cfg.models?.providers ?? {})) {
-        if (classify(name, provider, token) === 'foreign') add(wanted, name);
+      for (const name of Object.keys(cfg.models?.providers ?? {})) if (!isOurs(cfg, name, token)) add(name, undefined, false);
+      for (const ref of agentModels(cfg)) {
+        const slash = ref.indexOf('/');
+        const name = ref.slice(0, slash);
+        const modelId = ref.slice(slash + 1);
+        if (slash > 0 && modelId !== '*' && !isOurs(cfg, name, token)) add(name, modelId, false);
       }
     } else if (typeof entry?.provider === 'string' && entry.provider !== '') {
       const id = entry.upstreamModel ?? (typeof entry.id === 'string' ? entry.id.split('/').pop() : undefined);
-      add(wanted, entry.provider, id);
+      add(entry.provider, id, true);
     }
   }
   return wanted;
 }
 
 /**
- * @param {Map<string, Set<string>>} wanted
- * @param {string} name
- * @param {unknown} [modelId]
+ * Model references that agents are set to use.
+ * @param {OpenClawConfig} cfg
+ * @returns {string[]}
  */
-function add(wanted, name, modelId) {
-  const ids = wanted.get(name) ?? new Set();
-  if (typeof modelId === 'string') ids.add(modelId);
-  wanted.set(name, ids);
+function agentModels(cfg) {
+  const agents = [cfg.agents?.defaults, ...(Array.isArray(cfg.agents?.list) ? cfg.agents.list : [])];
+  const refs = agents.flatMap((/** @type {any} */ agent) => {
+    const model = agent?.model;
+    const chosen = typeof model === 'string' ? [model] : [model?.primary, ...(model?.fallbacks ?? [])];
+    return [...chosen, ...Object.keys(agent?.models ?? {})];
+  });
+  return refs.filter((ref) => typeof ref === 'string');
+}
+
+/**
+ * @param {OpenClawConfig} cfg
+ * @param {string} name
+ * @returns {[string, import('./types.js').ProviderConfig] | undefined} OpenClaw's own spelling and entry
+ */
+function configured(cfg, name) {
+  return Object.entries(cfg.models?.providers ?? {}).find(([id]) => id.toLowerCase() === name.toLowerCase());
+}
+
+/** @param {OpenClawConfig} cfg @param {string} name @param {string | undefined} token */
+function isOurs(cfg, name, token) {
+  const found = configured(cfg, name);
+  return found !== undefined && classify(found[0], found[1], token) !== 'foreign';
 }
 
 /**
@@ -115,11 +145,8 @@ function add(wanted, name, modelId) {
  * @returns {Promise<UpstreamProvider>}
  */
 async function resolveOne(cfg, name, modelIds, asked) {
-  const configured = Object.entries(cfg.models?.providers ?? {}).find(
-    ([id]) => id.toLowerCase() === name.toLowerCase(),
-  );
-  const [id, entry] = configured ?? [name, undefined];
-  if (entry && classify(id, entry, asked.token) !== 'foreign') {
+  const [id, entry] = configured(cfg, name) ?? [name, undefined];
+  if (isOurs(cfg, name, asked.token)) {
     throw new Error('it is made by ClawMatrix itself, lending it on would send requests in a circle');
   }
   /** @type {Endpoint[]} */
@@ -140,9 +167,6 @@ async function resolveOne(cfg, name, modelIds, asked) {
   const models = [];
   for (const model of [...(entry?.models ?? []), ...told.flatMap((endpoint) => endpoint.model ?? [])]) {
     if (models.every((known) => known.id !== model.id)) models.push(offerOf(model, api));
-  }
-  if (!routed(api) && !models.some((model) => routed(model.api))) {
-    throw new Error(`it speaks ${api}, which the mesh has no route for`);
   }
   const apiKey = await keyOf(cfg, id, api, baseUrl, [...modelIds][0] ?? models[0]?.id ?? '', asked.modelAuth);
   if (!apiKey && !isLocal(baseUrl) && !hasAuthHeader(entry?.headers)) {

@@ -51,15 +51,14 @@ test('a built-in provider is asked from OpenClaw, else found in the table', asyn
 });
 
 test('what cannot be resolved is a warning that names the way out', async () => {
-  const cfg = { models: { providers: { mock: MOCK, own: { baseUrl: 'http://127.0.0.1:19001/nodes/own/v1' }, g: { baseUrl: 'http://127.0.0.1:1', api: 'google-vertex' } } } };
-  const models = ['mock', 'own', 'nowhere', 'g'].map((provider) => ({ id: 'm', provider }));
+  const cfg = { models: { providers: { mock: MOCK, own: { baseUrl: 'http://127.0.0.1:19001/nodes/own/v1' } } } };
+  const models = ['mock', 'own', 'nowhere'].map((provider) => ({ id: 'm', provider }));
   const { providers, warnings } = await resolveProviders(cfg, models, asked());
   assert.deepEqual(providers, {});
   const text = warnings.join('\n');
   assert.match(text, /"mock".*no key.*paste-api-key --provider mock/);
   assert.match(text, /"own".*made by ClawMatrix itself/);
   assert.match(text, /"nowhere".*no address.*baseUrl/);
-  assert.match(text, /"g".*google-vertex/);
 });
 
 test('a server on this machine needs no key', async () => {
@@ -74,10 +73,11 @@ test('a login is exchanged for what a request needs', async () => {
   assert.equal(providers.mock?.apiKey, 'exchanged');
 });
 
-test('auto lends every configured provider but our own', async () => {
-  const cfg = { models: { providers: { mock: MOCK, 'office-01': { baseUrl: 'http://127.0.0.1:19001/nodes/office-01/v1' } } } };
-  const { providers, warnings } = await resolveProviders(cfg, 'auto', asked({ mock: { apiKey: 'k' } }));
-  assert.deepEqual(Object.keys(providers), ['mock']);
+test('auto lends every configured or used provider but our own, and is silent about the rest', async () => {
+  const agents = { defaults: { model: { primary: 'openai/g', fallbacks: ['office-01/m', 'groq/x'] }, models: { 'anthropic/*': {} } } };
+  const cfg = { agents, models: { providers: { mock: MOCK, 'office-01': { baseUrl: 'http://127.0.0.1:19001/nodes/office-01/v1' } } } };
+  const { providers, warnings } = await resolveProviders(cfg, 'auto', asked({ mock: { apiKey: 'k' }, openai: { apiKey: 'o' } }));
+  assert.deepEqual(Object.keys(providers).sort(), ['mock', 'openai']);
   assert.deepEqual(warnings, []);
 });
 
