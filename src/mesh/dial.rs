@@ -1,8 +1,9 @@
 //! The dialing side of links (protocol 3.5): one task per configured peer, which dials whenever no
 //! link to that node is up, whoever made it.
 
-pub mod backoff;
+mod backoff;
 pub mod connect;
+mod pin;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use tokio::time::sleep;
 use self::{
     backoff::Backoff,
     connect::{ConnectError, connect},
+    pin::pinned_tls,
 };
 use super::{
     handshake::{HandshakeError, initiate},
@@ -53,6 +55,9 @@ pub(super) async fn run(hub: Arc<Hub>, peer: PeerConfig) {
 }
 
 async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
+    let tls = peer
+        .tls_pin
+        .map_or_else(|| hub.settings.tls.clone(), pinned_tls);
     let mut backoff = Backoff::default();
     let mut links_changed = hub.links_changed.subscribe();
     let mut resumed = hub.resumed.subscribe();
@@ -63,7 +68,7 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
             }
         }
         let mut refused = false;
-        match attempt(&hub, &peer).await {
+        match attempt(&hub, &peer, &tls).await {
             Ok(Some(link)) => {
                 link.stopped().await;
                 if link.age() >= BACKOFF_RESET {
@@ -92,8 +97,12 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
     }
 }
 
-async fn attempt(hub: &Arc<Hub>, peer: &PeerConfig) -> Result<Option<Arc<Link>>, DialError> {
-    let ws = connect(&peer.url, &hub.settings.tls).await?;
+async fn attempt(
+    hub: &Arc<Hub>,
+    peer: &PeerConfig,
+    tls: &Arc<rustls::ClientConfig>,
+) -> Result<Option<Arc<Link>>, DialError> {
+    let ws = connect(&peer.url, tls).await?;
     let (mut sink, mut stream) = ws.split();
     match initiate(&mut sink, &mut stream, &hub.settings.us, &peer.node_id).await {
         Ok(established) => Ok(hub.admit(established, (sink, stream)).await),
@@ -101,5 +110,29 @@ async fn attempt(hub: &Arc<Hub>, peer: &PeerConfig) -> Result<Option<Arc<Link>>,
             linger(&mut stream).await;
             Err(error.into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_default_port_hints_at_ours() {
+        let peer = |port_given, url: &str| PeerConfig {
+            node_id: "office".parse().unwrap(),
+            url: url.parse().unwrap(),
+            port_given,
+            key: None,
+            tls_pin: None,
+        };
+        let text = |peer| describe(&ConnectError::Refused.into(), &peer);
+        let hinted = text(peer(false, "ws://office.example/mesh/v1"));
+        assert!(
+            hinted.contains("port 80") && hinted.contains(":19000?"),
+            "{hinted}"
+        );
+        let plain = text(peer(true, "ws://office.example:19000/mesh/v1"));
+        assert_eq!(plain, "connection refused");
     }
 }

@@ -101,3 +101,31 @@ async fn untrusted_certificate_is_refused_and_named() {
         .unwrap();
     assert!(problem.contains("TLS failed"), "{problem}");
 }
+
+#[tokio::test]
+async fn pinned_key_is_believed_and_no_other() {
+    let certificate = rustls::pki_types::CertificateDer::from(CERTIFICATE);
+    let parsed = rustls::server::ParsedCertificate::try_from(&certificate).unwrap();
+    let pin: [u8; 32] = sha2::Digest::finalize(sha2::Digest::chain_update(
+        <sha2::Sha256 as sha2::Digest>::new(),
+        parsed.subject_public_key_info(),
+    ))
+    .into();
+    let office = Node::start("office", 1).await;
+    let port = terminator(office.port).await;
+    let pinned = |tls_pin| PeerConfig {
+        tls_pin: Some(tls_pin),
+        ..secure_peer(port)
+    };
+    let home = Node::start("home", 1).await;
+    home.mesh.dial(vec![pinned(pin)]);
+    home.linked_to("office").await;
+    let attic = Node::start("attic", 1).await;
+    attic.mesh.dial(vec![pinned([7; 32])]);
+    let problem = attic
+        .sees("office", |view| view.problem.is_some())
+        .await
+        .problem
+        .unwrap();
+    assert!(problem.contains("TLS failed"), "{problem}");
+}
