@@ -23,19 +23,16 @@ mod message;
 mod outbound;
 mod receiver;
 mod remote;
+mod request;
 mod rids;
 mod sender;
+mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
-    fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -48,24 +45,20 @@ use tokio::{
 use self::{
     outbound::Outbound,
     receiver::Receiver,
-    remote::Flow,
-    remote::Remote,
+    remote::{Flow, Remote},
     rids::Slots,
-    sender::{Outgoing, Sender, Time},
+    sender::{Outgoing, Sender},
+    shared::{Shared, run_clock},
     stats::Counters,
 };
 use crate::{
-    crypto::identity::PublicKey,
     drain::Tasks,
-    ids::{Boot, RequestId, SessionId},
+    ids::RequestId,
     mesh::session::{Class, SessionHandler},
     wire::{
         code::{Code, Failure},
         inner,
-        limits::{
-            ACK_DELAY, INITIAL_WINDOW, INLINE_BODY_BYTES, NODE_BUDGET_BYTES, PAUSE,
-            REQUEST_BODY_BYTES, RESPONSE_BODY_BYTES, RIDS_PER_PEER,
-        },
+        limits::{INITIAL_WINDOW, INLINE_BODY_BYTES, RIDS_PER_PEER},
     },
 };
 
@@ -74,6 +67,7 @@ pub use self::{
     call::Call,
     incoming::{BodyReader, Incoming, Reply},
     message::Phase,
+    request::{End, InboundHandler, Item, Kind, Limits, NewRequest, Timeouts},
     stats::{Drop as DropReason, Stats},
 };
 pub use crate::mesh::session::SessionRef;
@@ -84,277 +78,6 @@ pub use crate::mesh::session::SessionRef;
 #[must_use]
 pub fn is_message(json: &[u8]) -> bool {
     message::decode(json).is_ok()
-}
-
-/// Kinds of request (protocol 5.3); the text is the inner `type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// `model_req`
-    Model,
-    /// `handoff_req`
-    Handoff,
-    /// `tool_req`
-    Tool,
-    /// `send`
-    Send,
-}
-
-/// One request to another node.
-pub struct NewRequest {
-    /// Names the exchange at both ends.
-    pub rid: RequestId,
-    /// What is asked.
-    pub kind: Kind,
-    /// The fields of the request as the inside of a JSON object, `"model":"m","stream":true`,
-    /// without `type`, `rid`, `at`, `dl` and `blen`, which the exchange adds.
-    pub fields: String,
-    /// The whole body. Up to 32 KiB ride in the request, a larger one follows as chunks under
-    /// credit. It counts against the node's budget while it is needed.
-    pub body: Bytes,
-    /// Class of the request and its chunks.
-    pub class: Class,
-    /// Whether it may run twice without harm; if not, protocol 7.1 binds it.
-    pub idempotent: bool,
-    /// Time limits.
-    pub timeouts: Timeouts,
-}
-
-/// Time limits of one request (protocol 7).
-#[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
-    /// Until the first answer of any kind.
-    pub accept: Duration,
-    /// Silence until the first chunk and between chunks; none for no limit.
-    pub idle: Option<Duration>,
-    /// The whole request; travels as `dl`.
-    pub deadline: Duration,
-    /// Whether `deadline` ends to apply at the first streamed byte.
-    pub until_first_byte: bool,
-}
-
-/// The last item of an answer.
-#[derive(Debug, Clone, Default)]
-pub struct End {
-    /// Whether the work succeeded.
-    pub ok: bool,
-    /// Token usage, as raw JSON, when known.
-    pub usage: Option<Box<serde_json::value::RawValue>>,
-    /// Result, as raw JSON, for kinds that have one.
-    pub result: Option<Box<serde_json::value::RawValue>>,
-}
-
-impl End {
-    /// About the length of its JSON.
-    fn json_bytes(&self) -> usize {
-        let raw = |value: &Option<Box<serde_json::value::RawValue>>| {
-            value.as_ref().map_or(0, |value| value.get().len() + 16)
-        };
-        raw(&self.usage) + raw(&self.result) + 32
-    }
-}
-
-impl fmt::Debug for NewRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without fields and body: prompts are nobody's business in a log.
-        f.debug_struct("NewRequest")
-            .field("rid", &self.rid)
-            .field("kind", &self.kind)
-            .field("body_bytes", &self.body.len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// One item of an answer, in order.
-#[derive(Debug)]
-pub enum Item {
-    /// The node has taken the request.
-    Accept,
-    /// Begin of the answer.
-    Head {
-        /// HTTP-like status.
-        status: u16,
-        /// The `meta` object as raw JSON.
-        meta: Box<serde_json::value::RawValue>,
-        /// First bytes, perhaps none.
-        data: Bytes,
-        /// Set when this is the whole answer.
-        fin: Option<End>,
-    },
-    /// Further bytes.
-    Chunk {
-        /// The bytes.
-        data: Bytes,
-        /// Set on the last item.
-        fin: Option<End>,
-    },
-    /// The end, apart.
-    End(End),
-}
-
-/// The node asked: takes each request that arrives. Must not block; it spawns its work.
-pub trait InboundHandler: Send + Sync + fmt::Debug {
-    /// Takes one request. Dropping `incoming` answers it with a failure.
-    fn handle(&self, incoming: Incoming);
-}
-
-impl Item {
-    /// Whether nothing follows it.
-    #[must_use]
-    pub fn is_last(&self) -> bool {
-        match self {
-            Item::Accept => false,
-            Item::Head { fin, .. } | Item::Chunk { fin, .. } => fin.is_some(),
-            Item::End(_) => true,
-        }
-    }
-}
-
-/// Limits an operator may set.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Longest request body this node takes or sends.
-    pub request_body_bytes: u64,
-    /// Longest answer this node takes.
-    pub response_body_bytes: u64,
-    /// Bytes held for all peers.
-    pub node_budget_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            request_body_bytes: REQUEST_BODY_BYTES as u64,
-            response_body_bytes: RESPONSE_BODY_BYTES as u64,
-            node_budget_bytes: NODE_BUDGET_BYTES,
-        }
-    }
-}
-
-/// What all parts of the layer share.
-#[derive(Debug)]
-struct Shared {
-    tasks: Tasks,
-    inbound: Arc<dyn InboundHandler>,
-    limits: Limits,
-    started: Instant,
-    budget: NodeBudget,
-    slots: Slots,
-    counters: Counters,
-    draining: AtomicBool,
-    /// The clock task runs every 100 ms; otherwise it sleeps until [`Shared::wake_soon`].
-    ticking: AtomicBool,
-    wake: Arc<Notify>,
-    table: Mutex<Table>,
-}
-
-/// Which process a session belongs to.
-#[derive(Debug, Default)]
-struct Table {
-    sessions: HashMap<SessionId, Arc<Remote>>,
-    /// One boot a key: another one has taken its place.
-    remotes: HashMap<PublicKey, (Boot, Arc<Remote>)>,
-    clock_runs: bool,
-}
-
-impl Shared {
-    fn now(&self) -> Time {
-        self.started.elapsed()
-    }
-
-    fn draining(&self) -> bool {
-        self.draining.load(Relaxed)
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Something is open now: the clock must tick.
-    fn wake_soon(&self) {
-        if !self.ticking.swap(true, Relaxed) {
-            self.wake.notify_one();
-        }
-    }
-
-    /// One look at every clock. Returns how long the next may wait; none for until woken.
-    fn tick(&self, paused: bool) -> (usize, Option<Duration>) {
-        self.ticking.store(false, Relaxed);
-        let remotes: Vec<(PublicKey, Arc<Remote>)> = self
-            .table()
-            .remotes
-            .iter()
-            .map(|(key, (_, remote))| (*key, Arc::clone(remote)))
-            .collect();
-        let mut soon = false;
-        let mut live = 0;
-        let mut expiry: Option<Time> = None;
-        for (key, remote) in remotes {
-            let next = remote.tick(paused);
-            soon |= next.soon;
-            live += next.live;
-            if let Some(at) = next.expiry {
-                expiry = Some(expiry.map_or(at, |earlier| earlier.min(at)));
-            }
-            if next.live == 0 && next.remembered == 0 && next.unreachable {
-                let mut table = self.table();
-                // Unless a session came meanwhile.
-                if !table
-                    .sessions
-                    .values()
-                    .any(|other| Arc::ptr_eq(other, &remote))
-                    && table
-                        .remotes
-                        .get(&key)
-                        .is_some_and(|(_, r)| Arc::ptr_eq(r, &remote))
-                {
-                    table.remotes.remove(&key);
-                }
-            }
-        }
-        if soon {
-            self.ticking.store(true, Relaxed);
-            return (live, Some(ACK_DELAY));
-        }
-        let wait = expiry.map(|at| at.saturating_sub(self.now()).max(ACK_DELAY));
-        (live, wait)
-    }
-}
-
-/// Ticks while anything is open. Ends when the layer is gone, or drained and idle.
-async fn run_clock(shared: Weak<Shared>, wake: Arc<Notify>) {
-    let mut due = None;
-    loop {
-        let wait = {
-            let Some(shared) = shared.upgrade() else {
-                return;
-            };
-            let now = shared.now();
-            let paused = due.is_some_and(|due| now > due + PAUSE);
-            let (live, wait) = shared.tick(paused);
-            if live == 0 && shared.draining() {
-                shared.table().clock_runs = false;
-                return;
-            }
-            due = wait.map(|wait| now + wait);
-            wait
-        };
-        let woken = match wait {
-            Some(ACK_DELAY) => {
-                tokio::time::sleep(ACK_DELAY).await;
-                false
-            }
-            Some(wait) => tokio::time::timeout(wait, wake.notified()).await.is_ok(),
-            None => {
-                wake.notified().await;
-                true
-            }
-        };
-        if woken {
-            // What is due now waits for company (protocol 5.4).
-            due = None;
-            tokio::time::sleep(ACK_DELAY).await;
-        }
-    }
 }
 
 /// Handle to all exchanges of this node; cheap to clone. Implements

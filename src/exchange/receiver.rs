@@ -262,6 +262,11 @@ impl<L, T> Receiver<L, T> {
         self.in_order
     }
 
+    /// Bytes that arrived since the last ack.
+    pub(super) fn untold_bytes(&self) -> u64 {
+        self.untold_bytes
+    }
+
     /// When an ack is due.
     pub(super) fn due(&self) -> Due {
         self.due

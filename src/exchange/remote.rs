@@ -30,6 +30,10 @@ use crate::{
     },
 };
 
+/// Acks of ended streams that are sent at once, by number and by the bytes they ack.
+const LATE_ACKS: usize = 64;
+const LATE_BYTES: u64 = 1024 * 1024;
+
 /// One frame that waits for the mutex to be released.
 #[derive(Debug)]
 pub(super) struct Frame {
@@ -101,6 +105,8 @@ pub(super) struct State {
     pub(super) served: Tombs,
     /// Acks of streams that are gone.
     pub(super) late_acks: Vec<Ack>,
+    /// Bytes they ack.
+    late_bytes: u64,
     pub(super) queries: HashMap<RequestId, oneshot::Sender<Phase>>,
     pub(super) violations: u32,
     /// When something authenticated last came, and something of ours last left.
@@ -124,10 +130,13 @@ impl State {
         }
     }
 
-    /// Acks for a stream that is gone; a flood of such items does not pile up.
-    pub(super) fn late_ack(&mut self, ack: Ack, out: &mut Outbox) {
+    /// Acks for a stream that is over here, after `bytes` not acked yet. Many quick answers do not
+    /// wait for the clock: they fill the other side's budget until they are acked.
+    pub(super) fn late_ack(&mut self, ack: Ack, bytes: u64, out: &mut Outbox) {
         self.late_acks.push(ack);
-        if self.late_acks.len() >= ACK_ENTRIES {
+        self.late_bytes += bytes;
+        if self.late_acks.len() >= LATE_ACKS || self.late_bytes >= LATE_BYTES {
+            self.late_bytes = 0;
             out.control(message::ack(&std::mem::take(&mut self.late_acks)));
         }
     }
@@ -166,6 +175,7 @@ impl Remote {
                 asked: Tombs::default(),
                 served: Tombs::default(),
                 late_acks: Vec::new(),
+                late_bytes: 0,
                 queries: HashMap::new(),
                 violations: 0,
                 heard: now,
@@ -261,7 +271,7 @@ impl Remote {
             let was_current = state.session().is_some_and(|s| s.id() == session.id());
             state.sessions.retain(|s| s.id() != session.id());
             if state.sessions.is_empty() {
-                state.lose_all(at);
+                state.lose_all(out, at);
             } else if was_current {
                 state.rewind_all(out, at);
             }
@@ -276,9 +286,9 @@ impl Remote {
 
     /// The process is gone: another boot has taken its place.
     pub(super) fn end(&self) {
-        self.with(|state, _, at| {
+        self.with(|state, out, at| {
             state.sessions.clear();
-            state.lose_all(at);
+            state.lose_all(out, at);
         });
     }
 
@@ -304,6 +314,7 @@ impl Remote {
                     state.heard = at.now;
                 }
                 let mut acks = std::mem::take(&mut state.late_acks);
+                state.late_bytes = 0;
                 let waiting = state.tick_outbound(&mut acks, out, at)
                     + state.tick_inbound(&mut acks, out, at);
                 for batch in acks.chunks(ACK_ENTRIES) {

@@ -11,6 +11,7 @@ mod refusal;
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::Future,
     pin::Pin,
     sync::{
