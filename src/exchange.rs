@@ -160,16 +160,6 @@ impl Exchange {
         } else {
             (Bytes::new(), request.body)
         };
-        let held_body = if body.is_empty() {
-            None
-        } else {
-            Some(
-                shared
-                    .budget
-                    .hold(body.len())
-                    .ok_or_else(inbound::overloaded)?,
-            )
-        };
         let (taken, flow) = remote.with(|state, out, moment| {
             if state.outbound.len() >= RIDS_PER_PEER || state.outbound.contains_key(&rid) {
                 return None;
@@ -198,7 +188,6 @@ impl Exchange {
                 once,
                 request.timeouts,
                 body,
-                held_body,
                 moment.now,
             );
             let more = entry.fill(rid, moment.now);

@@ -8,7 +8,6 @@ use bytes::Bytes;
 
 use super::{
     Item, Timeouts,
-    budget::HeldBody,
     message::{self, Dir, Last, Lead},
     receiver::{Part, Receiver, Violation},
     remote::Outbox,
@@ -53,8 +52,6 @@ pub(super) struct Outbound {
     pub(super) progress: Time,
     /// Something was answered.
     pub(super) answered: bool,
-    /// Counts the whole body while it is needed.
-    pub(super) held_body: Option<HeldBody>,
     pub(super) reader: Option<Waker>,
     pub(super) uploader: Option<Waker>,
     /// Our own end of it, told after what has arrived.
@@ -83,7 +80,6 @@ impl Outbound {
         once: bool,
         timeouts: Timeouts,
         body: Bytes,
-        held_body: Option<HeldBody>,
         now: Time,
     ) -> Self {
         Self {
@@ -98,7 +94,6 @@ impl Outbound {
             deadline: now.checked_add(timeouts.deadline),
             progress: now,
             answered: false,
-            held_body,
             reader: None,
             uploader: None,
             failure: None,
@@ -164,7 +159,6 @@ impl Outbound {
     fn stop_sending(&mut self) {
         self.up.abandon();
         self.body = Bytes::new();
-        self.held_body = None;
         wake(&mut self.uploader);
     }
 

@@ -35,7 +35,8 @@ pub struct NewRequest {
     /// without `type`, `rid`, `at`, `dl` and `blen`, which the exchange adds.
     pub fields: String,
     /// The whole body. Up to 32 KiB ride in the request, a larger one follows as chunks under
-    /// credit. It counts against the node's budget while it is needed.
+    /// credit. The caller, who may need it for another attempt, counts it against
+    /// [`super::Exchange::budget`].
     pub body: Bytes,
     /// Class of the request and its chunks.
     pub class: Class,
