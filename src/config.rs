@@ -249,9 +249,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    fn from_raw(raw: Option<&raw::Limits>) -> Self {
-        let none = raw::Limits::default();
-        let raw = raw.unwrap_or(&none);
+    fn from_raw(raw: &raw::Limits) -> Self {
         let size = |written: Option<u64>, default: usize| written.unwrap_or(default as u64);
         let count = |written: Option<u32>, default: usize| {
             written.unwrap_or(u32::try_from(default).unwrap_or(u32::MAX))

@@ -129,14 +129,6 @@ pub struct RawConfig {
     #[schemars(title = "Dial advertised addresses", extend("default" = false))]
     pub dial_advertised: Option<bool>,
 
-    /// Addresses (CIDR) of reverse proxies whose `X-Forwarded-For` is believed.
-    #[schemars(title = "Trusted proxies", extend("default" = []))]
-    pub trusted_proxies: Option<List<String>>,
-
-    /// Seconds between signs of life on a quiet link, 1 to 60.
-    #[schemars(title = "Heartbeat (s)", range(min = 1, max = 60), extend("default" = 15))]
-    pub heartbeat: Option<u64>,
-
     /// Whom this node sends prompts to.
     #[schemars(title = "Outbound")]
     pub outbound: Option<Outbound>,

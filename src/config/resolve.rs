@@ -144,7 +144,9 @@ pub(super) fn resolve(
     let listen = mesh::listen(&mut check, raw);
     let peers = mesh::peers(&mut check, raw.peers.as_deref(), node_id.as_ref());
     let trust = mesh::trust(&mut check, raw.trust.as_ref());
-    let trusted_proxies = mesh::trusted_proxies(&mut check, raw.trusted_proxies.as_deref());
+    let none = raw::Limits::default();
+    let raw_limits = raw.limits.as_ref().unwrap_or(&none);
+    let trusted_proxies = mesh::trusted_proxies(&mut check, raw_limits.trusted_proxies.as_deref());
     mesh::tls(&mut check, raw.tls.as_ref());
     let agents = models::agents(&mut check, raw.agents.as_deref());
     let (models, models_auto) = models::models(&mut check, raw.models.as_ref());
@@ -193,7 +195,9 @@ pub(super) fn resolve(
             tags,
             proxy_port,
             trust,
-            heartbeat: raw.heartbeat.map_or(limits::HEARTBEAT, Duration::from_secs),
+            heartbeat: raw_limits
+                .heartbeat
+                .map_or(limits::HEARTBEAT, Duration::from_secs),
             trusted_proxies,
             outbound_min_trust: match raw.outbound.as_ref().and_then(|o| o.min_trust) {
                 Some(raw::MinTrust::Trusted) => Level::Trusted,
@@ -206,7 +210,7 @@ pub(super) fn resolve(
             },
             drain_timeout: Duration::from_secs(drain),
             handoff_timeout: Duration::from_millis(raw.handoff_timeout.unwrap_or(600_000)),
-            limits: Limits::from_raw(raw.limits.as_ref()),
+            limits: Limits::from_raw(raw_limits),
             warnings: check.warnings,
             tool_proxy,
             identity_file,

@@ -363,7 +363,7 @@ fn bad_keys_pins_and_addresses_are_refused() {
         "peers": [{"nodeId": "b", "url": "wss://b", "key": "AAAA", "tlsPin": "zz"},
                   {"nodeId": "c", "url": "ws://c", "tlsPin": "00".repeat(32)}],
         "trust": {"nodes": {"d": {"key": "x"}, "-": {}}},
-        "listenHost": "office.example", "trustedProxies": ["10.0.0.0/33", "10.0.0.0/8"],
+        "listenHost": "office.example", "limits": {"trustedProxies": ["10.0.0.0/33", "10.0.0.0/8"]},
         "tls": {"cert": "c", "key": "k"},
         "acceptSecrets": [{"secret": SECRET, "notAfter": "soon"}]
     }));
@@ -378,7 +378,7 @@ fn bad_keys_pins_and_addresses_are_refused() {
             "peers[1].tlsPin",
             "trust.nodes.-",
             "trust.nodes.d.key",
-            "trustedProxies[0]",
+            "limits.trustedProxies[0]",
             "tls",
         ]
     );

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::List;
+
 /// Sizes, rates and budgets.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -28,6 +30,13 @@ pub struct Limits {
     /// Requests at once with one local token.
     #[schemars(title = "Requests per token", range(min = 1, max = 65_536), extend("default" = 1024))]
     pub requests_per_token: Option<u32>,
+    /// Seconds between signs of life on a quiet link, 1 to 60.
+    #[schemars(title = "Heartbeat (s)", range(min = 1, max = 60), extend("default" = 15))]
+    pub heartbeat: Option<u64>,
+    /// Addresses or ranges (CIDR) of reverse proxies before the listener: the source in their
+    /// `X-Forwarded-For` is believed, so that limits count the caller and not the proxy.
+    #[schemars(title = "Trusted proxies", extend("default" = []))]
+    pub trusted_proxies: Option<List<String>>,
     /// What every other node may use of this one. Default: no bound.
     #[schemars(title = "For each peer")]
     pub per_peer: Option<PeerLimits>,

@@ -255,7 +255,7 @@ pub(super) fn trusted_proxies(
             proxies.push(text.clone());
         } else {
             check.problem(
-                format!("trustedProxies[{i}]"),
+                format!("limits.trustedProxies[{i}]"),
                 format!("{} is not an address or CIDR range", quote(text)),
                 "write `127.0.0.1`, `10.0.0.0/8` or `fd00::/8`",
             );
