@@ -54,7 +54,10 @@ describe('the docs', { skip: missing.binary(), timeout: 120_000 }, () => {
     for (const block of blocks(page)) {
       if (/^json5?c?$/.test(block.language)) {
         test(`${page}:${block.line} is a configuration that is accepted`, async (t) => {
-          const config = configOf(parse(block.text));
+          const value = parse(block.text);
+          const config = configOf(value);
+          // The doctor reads the file of a node without OpenClaw, where providers cannot be resolved.
+          const underOpenclaw = config !== value;
           if (!config) return t.diagnostic('no configuration of a node; it parses');
           const dir = folder('docs');
           const file = join(dir, 'node.json');
@@ -70,7 +73,7 @@ describe('the docs', { skip: missing.binary(), timeout: 120_000 }, () => {
           for (const name of block.text.matchAll(/"apiKeyEnv"\s*:\s*"(\w+)"|\$\{(\w+)\}/g)) env[name[1] ?? name[2]] = 'stand-in-of-good-length';
           const done = await run(binary, ['--state-dir', join(dir, 'state'), '--json', 'doctor', '--config', file], { env });
           const findings = JSON.parse(done.stdout);
-          const wrong = (findings.findings ?? findings).filter((f) => f.subject === 'config' && f.grade === 'error');
+          const wrong = (findings.findings ?? findings).filter((f) => f.subject === 'config' && f.grade === 'error' && !(underOpenclaw && /runs without OpenClaw/.test(f.message)));
           assert.deepEqual(wrong, [], block.text);
         });
       }
@@ -83,8 +86,13 @@ describe('the docs', { skip: missing.binary(), timeout: 120_000 }, () => {
             const at = words.findIndex((w) => w === 'clawmatrix' || w.endsWith('/clawmatrix'));
             const verb = words.slice(at + 1).find((w) => !w.startsWith('-'));
             if (at >= 0 && verb && words[at - 1] !== 'install' && !['enable', 'disable', 'reload', 'restart', 'start', 'stop', 'status', '-u', 'inspect', 'uninstall'].includes(words[at - 1]) && verb !== 'path' && /^[a-z]+$/.test(verb)) {
-              const help = await run(binary, [verb, '--help']);
+              const after = words.slice(words.indexOf(verb, at + 1) + 1);
+              let help = await run(binary, [verb, '--help']);
               assert.equal(help.code, 0, `no verb \`${verb}\` in: ${line}`);
+              if (/^[a-z]+$/.test(after[0] ?? '')) {
+                const sub = await run(binary, [verb, after[0], '--help']);
+                if (sub.code === 0) help = sub;
+              }
               for (const flag of words.slice(at + 1).filter((w) => /^--[a-z]/.test(w))) assert.ok(help.stdout.includes(flag.split('=')[0]), `\`${verb}\` has no ${flag}: ${line}`);
             }
             if (words[0]?.startsWith('scripts/')) assert.ok(existsSync(join(root, words[0])), `no ${words[0]}`);
