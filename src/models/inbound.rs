@@ -152,7 +152,10 @@ impl ModelService {
             .ok_or_else(|| {
                 Failure::not_started(
                     Code::ModelNotFound,
-                    format!("node `{}` does not lend that model", self.0.node),
+                    format!(
+                        "node `{}` does not lend model `{}`",
+                        self.0.node, request.model
+                    ),
                 )
             })?;
         let headers = request.hdr.map_or_else(Default::default, |hdr| {

@@ -48,7 +48,7 @@ describe('two gateways', { skip, timeout: 420_000 }, () => {
   });
 
   test('installed_from_the_tarball_with_an_executable_sidecar', () => {
-    const found = execFileSync('find', [home.stateDir, '-name', 'clawmatrix', '-type', 'f', '-path', '*/bin/*']).toString().trim().split('\n');
+    const found = execFileSync('find', [join(home.stateDir, 'extensions'), '-name', 'clawmatrix', '-type', 'f', '-path', '*/bin/*']).toString().trim().split('\n');
     assert.equal(found.length, 1, `${found}`);
     assert.ok(statSync(found[0]).mode & 0o100);
   });

@@ -31,9 +31,14 @@ export const missing = {
 /** An own folder, removed when the process ends (kept with CLAWMATRIX_TEST_KEEP=1). */
 export function folder(name) {
   const dir = mkdtempSync(join(tmpdir(), `cm-${name}-`));
-  if (!process.env.CLAWMATRIX_TEST_KEEP) process.on('exit', () => rmSync(dir, { recursive: true, force: true, maxRetries: 3 }));
+  folders.push(dir);
   return dir;
 }
+const folders = [];
+process.on('exit', () => {
+  if (process.env.CLAWMATRIX_TEST_KEEP) return;
+  for (const dir of folders) rmSync(dir, { recursive: true, force: true, maxRetries: 3 });
+});
 
 /** A port that was free a moment ago. */
 export async function freePort() {

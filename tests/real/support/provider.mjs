@@ -233,8 +233,17 @@ export class Provider extends EventEmitter {
   async #bigEvent(res, head, bytes) {
     const event = Buffer.from(`data: ${JSON.stringify({ ...head, object: 'chat.completion.chunk', choices: [{ index: 0, delta: { content: 'x'.repeat(bytes) }, finish_reason: null }] })}\n\n`);
     for (let at = 0; at < event.length && !res.destroyed; at += 1460) {
-      if (!res.write(event.subarray(at, at + 1460))) await Promise.race([once(res, 'drain'), once(res, 'close')]);
+      if (!res.write(event.subarray(at, at + 1460))) await new Promise((go) => this.#writable(res, go));
     }
+  }
+
+  /** Calls `go` once `res` takes more, or is gone. */
+  #writable(res, go) {
+    const done = () => {
+      res.off('drain', done).off('close', done);
+      go();
+    };
+    res.on('drain', done).on('close', done);
   }
 
   #embeddings(record, res) {
