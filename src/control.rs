@@ -22,10 +22,13 @@ use crate::{
         list::json,
         method_not_allowed, require,
         tokens::{Grant, Scope, TokenStore},
-        upload,
+        upload::{self, Upload},
     },
     wire::code::{Code, Failure},
 };
+
+/// Longest body of a control request.
+const CONTROL_BODY_BYTES: u64 = 64 * 1024;
 
 /// What the control API shows and changes.
 #[derive(Debug)]
@@ -127,7 +130,12 @@ impl Control {
 
     /// Reads a small JSON body; an empty one stands for `{}`.
     async fn parse<T: DeserializeOwned>(&self, body: Incoming) -> Result<T, Failure> {
-        let (bytes, _held) = upload::read(body, &self.budget).await?;
+        let (bytes, _held) = upload::read(Upload {
+            body,
+            limit: CONTROL_BODY_BYTES,
+            budget: &self.budget,
+        })
+        .await?;
         let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
         serde_json::from_slice(bytes)
             .map_err(|error| Failure::not_started(Code::InvalidRequest, error.to_string()))

@@ -48,7 +48,10 @@ use crate::{
     drain::Tasks,
     ids::{NodeId, RequestId},
     models::{Route, catalog::Catalog},
-    wire::code::{Code, Failure},
+    wire::{
+        code::{Code, Failure},
+        limits::{LOCAL_CONNECTIONS, REQUEST_BODY_BYTES, REQUESTS_PER_TOKEN},
+    },
 };
 
 /// The local API of one node; cheap to clone.
@@ -63,6 +66,7 @@ struct Inner {
     catalog: Catalog,
     control: Control,
     counters: Arc<Counters>,
+    limits: Limits,
     ready: AtomicBool,
     drain: CancellationToken,
 }
@@ -128,6 +132,27 @@ fn decode(text: &str) -> Option<String> {
     Some(decoded.into_owned())
 }
 
+/// Limits an operator may set.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Longest request body.
+    pub request_body_bytes: u64,
+    /// Connections at once.
+    pub connections: usize,
+    /// Requests at once with one token.
+    pub requests_per_token: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_body_bytes: REQUEST_BODY_BYTES as u64,
+            connections: LOCAL_CONNECTIONS,
+            requests_per_token: REQUESTS_PER_TOKEN,
+        }
+    }
+}
+
 /// Everything a [`LocalApi`] is made of.
 #[derive(Debug)]
 pub struct Assembly {
@@ -143,6 +168,8 @@ pub struct Assembly {
     pub control: Control,
     /// Counted here, shown by `control`.
     pub counters: Arc<Counters>,
+    /// See there.
+    pub limits: Limits,
 }
 
 impl LocalApi {
@@ -156,6 +183,7 @@ impl LocalApi {
             catalog: parts.catalog,
             control: parts.control,
             counters: parts.counters,
+            limits: parts.limits,
             ready: AtomicBool::new(false),
             drain: CancellationToken::new(),
         }))
@@ -163,8 +191,13 @@ impl LocalApi {
 
     /// Serves `listener`, which must be bound to a loopback address, until [`LocalApi::drain`].
     pub fn serve(&self, listener: TcpListener, tasks: &Tasks) {
-        let accept =
-            connection::accept(listener, self.clone(), self.0.drain.clone(), tasks.clone());
+        let accept = connection::accept(
+            listener,
+            self.clone(),
+            self.0.limits.connections,
+            self.0.drain.clone(),
+            tasks.clone(),
+        );
         tasks.spawn(accept);
     }
 
@@ -218,10 +251,12 @@ impl LocalApi {
             }
         };
         asked.openclaw = grant.kind == TokenKind::OpenClaw;
-        *in_flight = grant.enter();
+        *in_flight = grant.enter(inner.limits.requests_per_token);
         if in_flight.is_none() {
-            let failure =
-                Failure::not_started(Code::RateLimited, "this token has 1,024 requests under way");
+            let failure = Failure::not_started(
+                Code::RateLimited,
+                "this token has as many requests under way as it may",
+            );
             return error::response(&failure, asked);
         }
         let posts = !matches!(head.method, Method::GET | Method::HEAD | Method::DELETE);
@@ -252,6 +287,11 @@ impl LocalApi {
                     return error::response(&failure, asked);
                 }
                 inner.counters.model_request();
+                let body = upload::Upload {
+                    body,
+                    limit: inner.limits.request_body_bytes,
+                    budget: &inner.models.budget,
+                };
                 model::post(&inner.models, route, node, &head.headers, body, asked).await
             }
             Place::List(node, wanted) => {

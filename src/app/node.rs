@@ -38,7 +38,7 @@ use crate::{
         serve::Server,
     },
     proxy::{
-        Assembly, LocalApi,
+        self, Assembly, LocalApi,
         metrics::Counters,
         model::Models,
         tokens::{LaunchToken, TokenStore},
@@ -138,7 +138,11 @@ impl Node {
             &providers,
             refresher,
         );
-        let server = Server::new(lent.clone(), Client::new(tasks.clone()));
+        let server = Server::new(
+            lent.clone(),
+            Client::new(tasks.clone()),
+            config.limits.response_body_bytes,
+        );
         let service = ModelService::new(config.node_id.clone(), server.clone(), tasks.clone());
         let limits = Limits {
             request_body_bytes: config.limits.request_body_bytes,
@@ -146,7 +150,8 @@ impl Node {
             node_budget_bytes: usize::try_from(config.limits.node_memory_bytes)
                 .unwrap_or(usize::MAX),
         };
-        let exchange = Exchange::with_limits(tasks.clone(), Arc::new(service), limits);
+        let exchange = Exchange::with_limits(tasks.clone(), Arc::new(service.clone()), limits);
+        service.count_bodies(exchange.budget());
 
         let ourselves = Ourselves {
             node_id: config.node_id.clone(),
@@ -220,6 +225,11 @@ impl Node {
                 ],
             },
             counters,
+            limits: proxy::Limits {
+                request_body_bytes: config.limits.request_body_bytes,
+                connections: config.limits.connections as usize,
+                requests_per_token: config.limits.requests_per_token as usize,
+            },
         });
 
         // Everything is made; from here on it works.

@@ -13,10 +13,7 @@ use super::{
 };
 use crate::{
     exchange::{Call, End, Item},
-    wire::{
-        code::{Code, Failure},
-        limits::RESPONSE_BODY_BYTES,
-    },
+    wire::code::{Code, Failure},
 };
 
 /// Head and body of an answer.
@@ -130,7 +127,8 @@ impl Clock {
 pub struct ServedBody {
     pub(super) body: ProviderBody,
     pub(super) clock: Option<Clock>,
-    pub(super) bytes: usize,
+    pub(super) bytes: u64,
+    pub(super) limit: u64,
     pub(super) _place: Place,
 }
 
@@ -153,11 +151,11 @@ impl ServedBody {
             Failure::started(Code::UpstreamError, "the provider broke off its answer")
         })?;
         if let Some(piece) = &piece {
-            self.bytes += piece.data.len();
-            if self.bytes > RESPONSE_BODY_BYTES {
+            self.bytes += piece.data.len() as u64;
+            if self.bytes > self.limit {
                 return Err(Failure::started(
                     Code::UpstreamError,
-                    "the provider's answer is larger than 256 MiB",
+                    "the provider's answer is larger than an answer may be",
                 ));
             }
         }

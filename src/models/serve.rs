@@ -45,16 +45,18 @@ pub struct Server {
     lent: LentModels,
     client: Client,
     answered: Idempotency,
+    answer_limit: u64,
 }
 
 impl Server {
-    /// A server of what `lent` lends.
+    /// A server of what `lent` lends, with answers up to `answer_limit` bytes.
     #[must_use]
-    pub fn new(lent: LentModels, client: Client) -> Self {
+    pub fn new(lent: LentModels, client: Client, answer_limit: u64) -> Self {
         Self {
             lent,
             client,
             answered: Idempotency::default(),
+            answer_limit,
         }
     }
 
@@ -129,6 +131,7 @@ impl Server {
                     body: answer.body,
                     clock,
                     bytes: 0,
+                    limit: self.answer_limit,
                     _place: place,
                 }),
             })

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     drain::Tasks,
     wire::limits::{
-        LOCAL_BODY_TIMEOUT, LOCAL_CONNECTIONS, LOCAL_HEADER_BYTES, LOCAL_HEADER_TIMEOUT,
-        LOCAL_IDLE_TIMEOUT, LOCAL_WATCH,
+        LOCAL_BODY_TIMEOUT, LOCAL_HEADER_BYTES, LOCAL_HEADER_TIMEOUT, LOCAL_IDLE_TIMEOUT,
+        LOCAL_WATCH,
     },
 };
 
@@ -39,14 +39,15 @@ pub trait Handler: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Response<ReplyBody>> + Send + 'static;
 }
 
-/// Accepts connections until `drain`; those beyond the limit wait in the system's queue.
+/// Accepts connections until `drain`; those beyond `connections` wait in the system's queue.
 pub async fn accept<H: Handler>(
     listener: TcpListener,
     handler: H,
+    connections: usize,
     drain: CancellationToken,
     tasks: Tasks,
 ) {
-    let places = Arc::new(Semaphore::new(LOCAL_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(connections));
     loop {
         let next = async {
             // Never closed, so a place comes in the end.

@@ -6,12 +6,12 @@ use http::{
     HeaderMap, Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
-use hyper::body::Incoming;
 
 use super::{
     body::{Broken, ByteStream, ReplyBody},
     error::{self, Asked},
-    identity, upload,
+    identity,
+    upload::{self, Upload},
 };
 use crate::{
     exchange::NodeBudget,
@@ -47,7 +47,7 @@ pub async fn post(
     route: Route,
     node: Option<NodeId>,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Upload<'_>,
     asked: Asked,
 ) -> Response<ReplyBody> {
     let request = match read(models, route, node, headers, body, asked).await {
@@ -75,7 +75,7 @@ async fn read(
     route: Route,
     node: Option<NodeId>,
     given: &HeaderMap,
-    body: Incoming,
+    body: Upload<'_>,
     asked: Asked,
 ) -> Result<ModelRequest, Failure> {
     let invalid = |text: String| Failure::not_started(Code::InvalidRequest, text);
@@ -89,7 +89,7 @@ async fn read(
                 .to_owned(),
         ),
     };
-    let (mut body, held) = upload::read(body, &models.budget).await?;
+    let (mut body, held) = upload::read(body).await?;
     let refused = |error: crate::models::splice::ScanError| invalid(error.to_string());
     let mut found = scan(&body).map_err(refused)?;
     let us = models.outbound.us();

@@ -20,7 +20,7 @@ use crate::{
     crypto::secret::Secret,
     ids::{hex, random_bytes, unhex},
     state::{StateDir, StateError, open_to_others},
-    wire::limits::{LOCAL_TOKENS, REQUESTS_PER_TOKEN},
+    wire::limits::LOCAL_TOKENS,
 };
 
 /// Where the launch token stands in the state folder.
@@ -178,12 +178,12 @@ impl Grant {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Takes one of the token's places; none when it has too many requests under way.
+    /// Takes one of the token's `limit` places; none when all are taken.
     #[must_use]
-    pub fn enter(&self) -> Option<InFlight> {
+    pub fn enter(&self, limit: usize) -> Option<InFlight> {
         self.in_flight
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < REQUESTS_PER_TOKEN).then_some(n + 1)
+                (n < limit).then_some(n + 1)
             })
             .ok()
             .map(|_| InFlight(self.in_flight.clone()))
@@ -524,12 +524,10 @@ mod tests {
         let (store, _guard) = TokenStore::start(&dir).unwrap();
         let token = store.create("a", &[]).unwrap();
         let grant = store.check(token.reveal()).unwrap();
-        let places: Vec<_> = (0..REQUESTS_PER_TOKEN)
-            .map(|_| grant.enter().unwrap())
-            .collect();
-        assert!(store.check(token.reveal()).unwrap().enter().is_none());
+        let places: Vec<_> = (0..3).map(|_| grant.enter(3).unwrap()).collect();
+        assert!(store.check(token.reveal()).unwrap().enter(3).is_none());
         drop(places);
-        assert!(grant.enter().is_some());
+        assert!(grant.enter(3).is_some());
     }
 
     #[test]

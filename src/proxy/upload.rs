@@ -11,24 +11,40 @@ use crate::{
     exchange::{HeldBody, NodeBudget},
     wire::{
         code::{Code, Failure},
-        limits::{LOCAL_BODY_TIMEOUT, REQUEST_BODY_BYTES},
+        limits::LOCAL_BODY_TIMEOUT,
     },
 };
 
-/// Reads `body`, counting it against `budget` as it comes. A length beyond the limit is refused before a byte is
+/// A body that is still to be read.
+#[derive(Debug)]
+pub struct Upload<'a> {
+    /// The body.
+    pub body: Incoming,
+    /// Its longest length.
+    pub limit: u64,
+    /// Counts what is held.
+    pub budget: &'a NodeBudget,
+}
+
+/// Reads `upload`, counting it against the budget as it comes. A length beyond the limit is refused before a byte is
 /// read.
 ///
 /// # Errors
 /// `payload_too_large`, `overloaded`, and `invalid_request` when the upload stalls or breaks.
-pub async fn read(mut body: Incoming, budget: &NodeBudget) -> Result<(Bytes, HeldBody), Failure> {
+pub async fn read(upload: Upload<'_>) -> Result<(Bytes, HeldBody), Failure> {
+    let Upload {
+        mut body,
+        limit,
+        budget,
+    } = upload;
     let too_large = || {
         Failure::not_started(
             Code::PayloadTooLarge,
-            "the request body is larger than 32 MiB",
+            format!("the request body is larger than {limit} bytes"),
         )
     };
     let invalid = |text: &str| Failure::not_started(Code::InvalidRequest, text);
-    if body.size_hint().lower() > REQUEST_BODY_BYTES as u64 {
+    if body.size_hint().lower() > limit {
         return Err(too_large());
     }
     let full = || Failure {
@@ -50,7 +66,7 @@ pub async fn read(mut body: Incoming, budget: &NodeBudget) -> Result<(Bytes, Hel
             },
         };
         let held = first.len().max(all.len());
-        if held + data.len() > REQUEST_BODY_BYTES {
+        if (held + data.len()) as u64 > limit {
             return Err(too_large());
         }
         if !share.grow(data.len()) {

@@ -32,7 +32,7 @@ use clawmatrix::{
         select::Us,
         serve::Server,
     },
-    proxy::{Assembly, LocalApi, metrics::Counters, model::Models, tokens::TokenStore},
+    proxy::{Assembly, Limits, LocalApi, metrics::Counters, model::Models, tokens::TokenStore},
     shim::ProviderEntry,
     state::StateDir,
     trust::{Level, TrustStore},
@@ -138,7 +138,7 @@ impl Node {
             proxy_models,
         };
         let lent = LentModels::new(setup.models, false, port, &setup.providers, setup.refresher);
-        let server = Server::new(lent.clone(), Client::new(tasks.clone()));
+        let server = Server::new(lent.clone(), Client::new(tasks.clone()), 256 << 20);
         let service = ModelService::new(name.clone(), server.clone(), tasks.clone());
         let exchange = Exchange::new(tasks.clone(), Arc::new(service.clone()));
         service.count_bodies(exchange.budget());
@@ -189,6 +189,7 @@ impl Node {
             catalog,
             control,
             counters,
+            limits: Limits::default(),
         });
         api.serve(listener, &tasks);
         api.set_ready(true);
