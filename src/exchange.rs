@@ -166,11 +166,13 @@ impl Exchange {
             }
             state.wake_clocks(moment.now);
             let mut up = Sender::new(INITIAL_WINDOW, remote.budget.account());
-            let item = Outgoing {
-                json,
-                data,
-                class: request.class,
+            // A request whose body follows is small: it does not wait behind other bodies.
+            let class = if body.is_empty() {
+                request.class
+            } else {
+                Class::Interactive
             };
+            let item = Outgoing { json, data, class };
             if !up.push(item, false) {
                 return None;
             }
@@ -290,6 +292,10 @@ impl SessionHandler for Exchange {
         };
         if let Some((_, old)) = replaced {
             // The process behind it is gone and has forgotten everything (protocol 4.5).
+            self.shared
+                .table()
+                .sessions
+                .retain(|_, remote| !Arc::ptr_eq(remote, &old));
             old.end();
         }
         remote.add_session(session);

@@ -72,7 +72,7 @@ pub(super) fn frame(remote: &Arc<Remote>, session: &SessionRef, bytes: Bytes) {
                             Code::UnsupportedType,
                             "this node does not know such messages",
                         );
-                        out.control(message::error(rid, None, &failure));
+                        out.soft(message::error(rid, None, &failure));
                     }
                 }
                 Message::Complaint(failure) => {

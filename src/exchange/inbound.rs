@@ -108,18 +108,13 @@ impl Inbound {
 
     /// Pushes the last item, a failure.
     fn push_error(&mut self, rid: RequestId, failure: &Failure) {
-        // An error may overtake what others send, but not the items before it in its own stream:
-        // the other side would take the early number for a gap.
-        let class = if self.down.all_acked() {
-            Class::Control
-        } else {
-            self.class
-        };
         let json = message::error(rid, Some(self.down.next_seq()), failure);
         let item = Outgoing {
             json,
             data: Bytes::new(),
-            class,
+            // In the class of the items before it: the other side would take an early number for
+            // a gap.
+            class: self.class,
         };
         self.down.push(item, true);
     }

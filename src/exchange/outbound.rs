@@ -175,10 +175,10 @@ impl Outbound {
 
     fn cancel(&mut self, rid: RequestId, reason: Code, out: &mut Outbox, now: Time) {
         if self.up.left() {
-            out.control(message::cancel(rid, reason));
+            let sent = out.cancel(|| message::cancel(rid, reason));
             self.cancelling = Some(Cancelling {
                 since: now,
-                again: now + RTO_MIN,
+                again: if sent { now + RTO_MIN } else { now },
                 pause: RTO_MIN,
                 reason,
             });

@@ -21,6 +21,9 @@ use crate::wire::limits::{MAX_WINDOW, STREAM_LOST_AFTER, UNACKED_ITEMS};
 /// neither holds nor is handed thousands of tiny items.
 const JOIN_BYTES: usize = 16 * 1024;
 
+/// Acks sent at once while one gap is open.
+const GAP_ACKS: u32 = 3;
+
 /// What arrives with a number: `L` leads the data (`accept`, `head`), `T` ends it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Part<L, T> {
@@ -90,6 +93,8 @@ pub(super) struct Receiver<L, T> {
     /// When and where the present window began to be emptied.
     epoch: (Time, u64),
     gap_since: Option<Time>,
+    /// Items that came early since the present gap opened.
+    early: u32,
     held: Held,
 }
 
@@ -113,6 +118,7 @@ impl<L, T> Receiver<L, T> {
             untold_items: 0,
             epoch: (now, 0),
             gap_since: None,
+            early: 0,
             held,
         }
     }
@@ -170,8 +176,18 @@ impl<L, T> Receiver<L, T> {
         self.untold_items += 1;
         if seq != self.next {
             self.ahead.insert(seq, part);
-            self.gap_since.get_or_insert(now);
-            self.due = Due::Now;
+            if self.gap_since.is_none() {
+                self.gap_since = Some(now);
+                self.early = 0;
+            }
+            self.early += 1;
+            // The first acks tell of the gap; the rest would only tell the same again.
+            let due = if self.early <= GAP_ACKS {
+                Due::Now
+            } else {
+                Due::Batch
+            };
+            self.due = self.due.max(due);
             return Ok(Arrival::Early);
         }
         self.admit(part);
@@ -182,6 +198,7 @@ impl<L, T> Receiver<L, T> {
                 self.admit(part);
             }
             self.gap_since = (!self.ahead.is_empty()).then_some(now);
+            self.early = 0;
         }
         let much = self.untold_bytes * 2 >= self.window || self.untold_items * 2 >= UNACKED_ITEMS;
         self.due = self.due.max(if much { Due::Now } else { Due::Batch });

@@ -34,6 +34,9 @@ use crate::{
 const LATE_ACKS: usize = 64;
 const LATE_BYTES: u64 = 1024 * 1024;
 
+/// Cancels sent between two ticks: a quarter of a link's control queue.
+const CANCELS: u32 = 256;
+
 /// One frame that waits for the mutex to be released.
 #[derive(Debug)]
 pub(super) struct Frame {
@@ -46,12 +49,37 @@ pub(super) struct Frame {
 
 /// Frames to be sent once the mutex is released.
 #[derive(Debug, Default)]
-pub(super) struct Outbox(Vec<Frame>);
+pub(super) struct Outbox {
+    frames: Vec<Frame>,
+    cancels_left: u32,
+}
 
 impl Outbox {
+    /// A `cancel`, unless too many have just been sent: thousands of callers may go away at once,
+    /// and a control queue that overflows ends the link. False when it must wait for the clock.
+    pub(super) fn cancel(&mut self, json: impl FnOnce() -> Bytes) -> bool {
+        let allowed = self.cancels_left > 0;
+        if allowed {
+            self.cancels_left -= 1;
+            self.control(json());
+        }
+        allowed
+    }
+
+    /// A frame without a number that the other side asks for again if it is lost. It waits its
+    /// turn, and is dropped when the link is full: a flood of requests must not end the link.
+    pub(super) fn soft(&mut self, json: Bytes) {
+        self.frames.push(Frame {
+            class: Class::Interactive,
+            json,
+            data: Bytes::new(),
+            item: None,
+        });
+    }
+
     /// A frame without a number, in the class that is always taken.
     pub(super) fn control(&mut self, json: Bytes) {
-        self.0.push(Frame {
+        self.frames.push(Frame {
             class: Class::Control,
             json,
             data: Bytes::new(),
@@ -65,7 +93,7 @@ impl Outbox {
             if again {
                 at.shared.counters.resent.fetch_add(1, Relaxed);
             }
-            self.0.push(Frame {
+            self.frames.push(Frame {
                 class: item.class,
                 json: item.json,
                 data: item.data,
@@ -107,6 +135,8 @@ pub(super) struct State {
     pub(super) late_acks: Vec<Ack>,
     /// Bytes they ack.
     late_bytes: u64,
+    /// Cancels that may still be sent before the clock ticks.
+    cancels_left: u32,
     pub(super) queries: HashMap<RequestId, oneshot::Sender<Phase>>,
     pub(super) violations: u32,
     /// When something authenticated last came, and something of ours last left.
@@ -176,6 +206,7 @@ impl Remote {
                 served: Tombs::default(),
                 late_acks: Vec::new(),
                 late_bytes: 0,
+                cancels_left: CANCELS,
                 queries: HashMap::new(),
                 violations: 0,
                 heard: now,
@@ -205,8 +236,10 @@ impl Remote {
                 rtt,
                 shared: &self.shared,
             };
+            out.cancels_left = state.cancels_left;
             let result = change(&mut state, &mut out, &at);
-            if out.0.is_empty() {
+            state.cancels_left = out.cancels_left;
+            if out.frames.is_empty() {
                 return (result, Flow::Clear);
             }
             state.sent = now;
@@ -220,7 +253,7 @@ impl Remote {
         let mut gone = session.is_none();
         let mut back = Vec::new();
         let mut oversize = Vec::new();
-        for frame in out.0 {
+        for frame in out.frames {
             // After a refusal no further item goes, of whatever class: those of one stream stay in
             // order, and the others come with the next tick.
             if !gone && (full.is_none() || frame.item.is_none()) {
@@ -315,6 +348,7 @@ impl Remote {
                 }
                 let mut acks = std::mem::take(&mut state.late_acks);
                 state.late_bytes = 0;
+                out.cancels_left = CANCELS;
                 let waiting = state.tick_outbound(&mut acks, out, at)
                     + state.tick_inbound(&mut acks, out, at);
                 for batch in acks.chunks(ACK_ENTRIES) {
@@ -324,7 +358,9 @@ impl Remote {
                 if waiting > 0 {
                     if at.now.saturating_sub(state.heard) >= SESSION_LOST_AFTER {
                         silent = state.session().cloned();
-                    } else if out.0.is_empty() && at.now.saturating_sub(state.sent) >= NOOP_AFTER {
+                    } else if out.frames.is_empty()
+                        && at.now.saturating_sub(state.sent) >= NOOP_AFTER
+                    {
                         at.shared.counters.noops.fetch_add(1, Relaxed);
                         out.control(message::noop());
                     }

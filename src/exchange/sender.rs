@@ -114,11 +114,6 @@ impl Sender {
         self.closed && self.items.is_empty()
     }
 
-    /// Whether nothing waits for an ack.
-    pub(super) fn all_acked(&self) -> bool {
-        self.items.is_empty()
-    }
-
     /// Nobody will ack anything any more.
     pub(super) fn give_up(&mut self) {
         self.abandon();

@@ -55,7 +55,7 @@ impl State {
                 Fate::Ended | Fate::Cancelled => return None,
             };
             let again = Failure::not_started(code, "the request was refused before");
-            out.control(message::error(rid, None, &again));
+            out.soft(message::error(rid, None, &again));
             return None;
         }
         let late = request
@@ -174,7 +174,7 @@ impl State {
 
     /// Refuses a request before it began, and keeps refusing its copies.
     fn refuse(&mut self, rid: RequestId, failure: &Failure, out: &mut Outbox, at: &Moment<'_>) {
-        out.control(message::error(rid, None, failure));
+        out.soft(message::error(rid, None, failure));
         self.served
             .bury(rid, Fate::Refused(failure.code), None, at.now);
     }
@@ -269,7 +269,7 @@ impl State {
             if self.served.fate(&rid).is_none() {
                 self.served.bury(rid, Fate::Cancelled, None, at.now);
             }
-            out.control(message::error(rid, None, &failure));
+            out.soft(message::error(rid, None, &failure));
             return;
         };
         if entry.stop.is_none() {

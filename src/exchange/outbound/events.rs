@@ -48,7 +48,7 @@ impl State {
             if let Some(seq) = seq {
                 self.late_ack(Ack(rid, Dir::Down, seq + 1, 0), 0, out);
                 if last.is_none() {
-                    out.control(message::cancel(rid, Code::Cancelled));
+                    out.soft(message::cancel(rid, Code::Cancelled));
                 }
             }
             return false;
@@ -246,10 +246,11 @@ impl State {
             if let Some(cancelling) = &mut entry.cancelling {
                 if at.now >= cancelling.since + STREAM_LOST_AFTER {
                     entry.cancelling = None;
-                } else if at.now >= cancelling.again {
+                } else if at.now >= cancelling.again
+                    && out.cancel(|| message::cancel(*rid, cancelling.reason))
+                {
                     cancelling.pause = (cancelling.pause * 2).min(RTO_MAX);
                     cancelling.again = at.now + cancelling.pause;
-                    out.control(message::cancel(*rid, cancelling.reason));
                 }
             }
             if entry.down.due() != Due::No {

@@ -157,3 +157,41 @@ async fn a_peer_that_went_away_is_forgotten_when_its_requests_are() {
         assert!(table.remotes.is_empty() && table.sessions.is_empty());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn thousands_of_callers_that_leave_at_once_do_not_flood_the_link() {
+    let mut pair = Pair::new();
+    let calls: Vec<Call> = (0..2000).map(|_| pair.open(request("q"))).collect();
+    let mut incoming = Vec::new();
+    for _ in 0..2000 {
+        incoming.push(pair.b.incoming().await);
+    }
+    drop(calls);
+    let queued = pair.cable.a.queue.lock().unwrap().len();
+    assert!(queued <= 256, "{queued}");
+    let began = Instant::now();
+    for incoming in incoming {
+        assert_eq!(
+            within(incoming.reply.cancelled()).await.code,
+            Code::Cancelled
+        );
+    }
+    assert!(began.elapsed() < SECOND);
+    pair.quiet().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_refused_requests_leaves_the_control_class_alone() {
+    let pair = Pair::new();
+    pair.b.exchange.drain();
+    for _ in 0..5000 {
+        let rid = RequestId::random();
+        pair.cable.forge_to_b(
+            &format!(r#"{{"type":"model_req","rid":"{rid}","dl":1000,"blen":0}}"#),
+            b"",
+        );
+    }
+    let queue = pair.cable.b.queue.lock().unwrap();
+    assert!(!queue.is_empty());
+    assert!(queue.iter().all(|(class, _)| *class != Class::Control));
+}
