@@ -17,7 +17,7 @@ use super::{Logs, Providers, StartError, bind::bind, hold, metrics::NodeMetrics}
 use crate::{
     config::{AgentConfig, Config},
     control::{Control, status::Facts},
-    crypto::{identity::Identity, stretch::MeshKeys},
+    crypto::stretch::MeshKeys,
     drain::Tasks,
     exchange::{Exchange, Limits, SessionRef},
     ids::{Boot, NodeId},
@@ -108,10 +108,7 @@ impl Node {
             config.accept_secrets.clone(),
             &tasks,
         );
-        let identity = Arc::new(Identity::load_or_create(
-            &state,
-            config.identity_file.as_deref(),
-        )?);
+        let identity = Arc::new(config.identity(&state)?);
         let trust = TrustStore::load(&state, &config.trust, &config.peers)?;
 
         let local = bind(

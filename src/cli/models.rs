@@ -47,7 +47,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
                 output::json(&answer)?;
             } else {
                 let count = answer["forgotten"].as_u64().unwrap_or(0);
-                output::line(&format!("forgot {count} models of {}", clean(node)))?;
+                output::line(&format!(
+                    "forgot {count} {} of {}",
+                    if count == 1 { "model" } else { "models" },
+                    clean(node)
+                ))?;
             }
         }
     }

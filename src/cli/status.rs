@@ -140,14 +140,28 @@ fn render(status: &Status, paint: Paint) -> String {
             }
         }
     }
-    if !status.warnings.is_empty() {
+    let warnings: Vec<&String> = status
+        .warnings
+        .iter()
+        .filter(|w| !told_with_peer(status, w))
+        .collect();
+    if !warnings.is_empty() {
         line(String::new());
         line(paint.bold("Warnings"));
-        for warning in &status.warnings {
+        for warning in warnings {
             line(paint.yellow(&format!("  {}", clean(warning))));
         }
     }
     text
+}
+
+/// Whether a warning says again what a peer's problem says.
+fn told_with_peer(status: &Status, warning: &str) -> bool {
+    status.peers.iter().any(|peer| {
+        let problem = peer.problem.as_deref().unwrap_or_default();
+        let said = problem.split(';').next().unwrap_or_default();
+        !said.is_empty() && warning.starts_with(said)
+    })
 }
 
 fn head(peer: &Peer, paint: Paint) -> String {
@@ -174,6 +188,10 @@ fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
 
 /// What to do about a peer's problem.
 pub(super) fn way_out(node: &str, problem: &str) -> Option<String> {
+    // The node's own words name the way already.
+    if problem.contains("`clawmatrix ") {
+        return None;
+    }
     let problem = problem.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|w| problem.contains(w));
     let node = clean(node);

@@ -199,7 +199,7 @@ fn render(keys: &Value, paint: Paint) -> String {
         out.push_str(&format!("\n{}\n", paint.bold("Refused, waiting for you")));
         for conflict in list("conflicts") {
             out.push_str(&format!(
-                "  {} with key {} ({} times)\n    {}\n",
+                "  {} with key {} (refused {}x)\n    {}\n",
                 text(&conflict["node"]),
                 text(&conflict["keyId"]),
                 conflict["count"],

@@ -61,6 +61,7 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
     let mut backoff = Backoff::default();
     let mut links_changed = hub.links_changed.subscribe();
     let mut resumed = hub.resumed.subscribe();
+    let mut trust = hub.settings.us.trust.subscribe();
     loop {
         while hub.linked(&peer.node_id) {
             if links_changed.changed().await.is_err() {
@@ -68,6 +69,7 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
             }
         }
         let mut refused = false;
+        trust.mark_unchanged();
         match attempt(&hub, &peer, &tls).await {
             Ok(Some(link)) => {
                 link.stopped().await;
@@ -93,6 +95,8 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
             () = sleep(backoff.next(refused)) => {}
             // After a pause the network is another one: what failed before says nothing.
             _ = resumed.changed() => backoff = Backoff::default(),
+            // The operator may have accepted the key that was refused.
+            _ = trust.changed(), if refused => {}
         }
     }
 }
