@@ -4,11 +4,12 @@
 import { mkdirSync } from 'node:fs';
 
 import { findBinary } from './binary.js';
+import { builtInProviders } from './builtins.js';
 import { openclawToken, stateFolder } from './client.js';
 import { EntryWriter } from './provider.js';
 import { Sidecar } from './sidecar.js';
 import { visibilityWarning } from './tools.js';
-import { endpointAsker, resolveProviders, withKeysFromEnv } from './upstream.js';
+import { resolveProviders, withKeysFromEnv } from './upstream.js';
 
 /** @typedef {import('./types.js').PluginApi} PluginApi */
 /** @typedef {import('./types.js').ServiceContext} ServiceContext */
@@ -19,7 +20,7 @@ const WATCH = 2_000;
 /** How often keys are resolved afresh without a change: logins expire. */
 const REFRESH = 60_000;
 /** Longest the sidecar waits for the providers before it starts without them, ms. */
-const GREETING_WAIT = 3_000;
+const GREETING_WAIT = 1_500;
 
 /**
  * Whether there is anything to start; whether it is right is the sidecar's to say.
@@ -70,7 +71,7 @@ class Running {
     this.logger = ctx.logger;
     const fromEnv = withKeysFromEnv(config, process.env);
     this.config = fromEnv.config;
-    this.endpoint = endpointAsker();
+    this.builtIn = builtInProviders();
     /** Warnings by where they come from; a part replaces its own. */
     this.warnings = { env: fromEnv.warnings, providers: /** @type {string[]} */ ([]), entries: /** @type {string[]} */ ([]) };
     /** @type {Record<string, import('./types.js').UpstreamProvider>} */
@@ -184,7 +185,7 @@ class Running {
     const order = ++this.resolves;
     const resolved = await resolveProviders(this.cfg, this.config.models, {
       modelAuth: this.api.runtime.modelAuth,
-      endpoint: this.endpoint,
+      builtIn: this.builtIn,
       token: openclawToken(this.folder),
     });
     if (order !== this.resolves) return; // a later question was answered already, or will be

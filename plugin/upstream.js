@@ -13,38 +13,9 @@ const PATIENCE = 10_000;
 const DEFAULTS = { contextWindow: 128_000, maxTokens: 4096 };
 
 /**
- * Built-in providers, for when OpenClaw does not say: address as its client of that api kind wants it.
- * @type {Record<string, { baseUrl: string, api: string }>}
- */
-const BUILT_IN = {
-  openai: { baseUrl: 'https://api.openai.com/v1', api: 'openai-responses' },
-  anthropic: { baseUrl: 'https://api.anthropic.com', api: 'anthropic-messages' },
-  openrouter: { baseUrl: 'https://openrouter.ai/api/v1', api: 'openai-completions' },
-  groq: { baseUrl: 'https://api.groq.com/openai/v1', api: 'openai-completions' },
-  mistral: { baseUrl: 'https://api.mistral.ai/v1', api: 'openai-completions' },
-  deepseek: { baseUrl: 'https://api.deepseek.com/v1', api: 'openai-completions' },
-  xai: { baseUrl: 'https://api.x.ai/v1', api: 'openai-responses' },
-  together: { baseUrl: 'https://api.together.xyz/v1', api: 'openai-completions' },
-  moonshot: { baseUrl: 'https://api.moonshot.ai/v1', api: 'openai-completions' },
-  nvidia: { baseUrl: 'https://integrate.api.nvidia.com/v1', api: 'openai-completions' },
-  ollama: { baseUrl: 'http://127.0.0.1:11434/v1', api: 'openai-completions' },
-  lmstudio: { baseUrl: 'http://127.0.0.1:1234/v1', api: 'openai-completions' },
-  vllm: { baseUrl: 'http://127.0.0.1:8000/v1', api: 'openai-completions' },
-  sglang: { baseUrl: 'http://127.0.0.1:30000/v1', api: 'openai-completions' },
-};
-
-/**
- * @typedef {object} Endpoint what OpenClaw says of a built-in provider's model
- * @property {string} baseUrl
- * @property {string} api
- * @property {Record<string, string>} [headers]
- * @property {import('./types.js').ModelEntry} [model]
- */
-
-/**
  * @typedef {object} Asked
  * @property {import('./types.js').Runtime['modelAuth']} modelAuth
- * @property {(provider: string, modelId: string, cfg: OpenClawConfig) => Promise<Endpoint | undefined>} endpoint
+ * @property {(provider: string, cfg: OpenClawConfig) => Promise<import('./builtins.js').BuiltIn | undefined>} builtIn
  * @property {string | undefined} token key of our own local API
  */
 
@@ -149,31 +120,24 @@ async function resolveOne(cfg, name, modelIds, asked) {
   if (isOurs(cfg, name, asked.token)) {
     throw new Error('it is made by ClawMatrix itself, lending it on would send requests in a circle');
   }
-  /** @type {Endpoint[]} */
-  const told = [];
-  if (!entry?.baseUrl || !entry.api) {
-    for (const modelId of modelIds) {
-      const endpoint = await patient(asked.endpoint(id, modelId, cfg)).catch(() => undefined);
-      if (endpoint) told.push(endpoint);
-    }
-  }
-  const table = BUILT_IN[id.toLowerCase()];
-  const baseUrl = entry?.baseUrl ?? told[0]?.baseUrl ?? table?.baseUrl;
+  const builtIn = entry?.baseUrl ? undefined : await patient(asked.builtIn(id, cfg));
+  const known = builtIn?.models.filter((model) => modelIds.has(model.id)) ?? [];
+  const baseUrl = entry?.baseUrl ?? known[0]?.baseUrl ?? builtIn?.baseUrl;
   if (!baseUrl) {
     throw new Error('OpenClaw knows no address for it; add models.providers with a baseUrl, or put baseUrl and apiKey into the model');
   }
-  const api = entry?.api ?? told[0]?.api ?? (entry?.baseUrl ? 'openai-completions' : table?.api) ?? 'openai-completions';
+  const api = entry?.api ?? known[0]?.api ?? builtIn?.api ?? 'openai-completions';
   /** @type {ModelOffer[]} */
   const models = [];
-  for (const model of [...(entry?.models ?? []), ...told.flatMap((endpoint) => endpoint.model ?? [])]) {
-    if (models.every((known) => known.id !== model.id)) models.push(offerOf(model, api));
+  for (const model of [...(entry?.models ?? []), ...known]) {
+    if (models.every((before) => before.id !== model.id)) models.push(offerOf(model, api));
   }
   const apiKey = await keyOf(cfg, id, api, baseUrl, [...modelIds][0] ?? models[0]?.id ?? '', asked.modelAuth);
   if (!apiKey && !isLocal(baseUrl) && !hasAuthHeader(entry?.headers)) {
     throw new Error(`OpenClaw has no key for it; run: openclaw models auth paste-api-key --provider ${id}`);
   }
   /** @type {UpstreamProvider} */
-  const provider = { baseUrl, api, headers: { ...told[0]?.headers, ...textHeaders(entry?.headers) }, models };
+  const provider = { baseUrl, api, headers: textHeaders(entry?.headers), models };
   if (apiKey) provider.apiKey = apiKey;
   return provider;
 }
@@ -244,30 +208,6 @@ export function withKeysFromEnv(config, env) {
     return rest;
   });
   return { config: { ...config, models }, warnings };
-}
-
-/**
- * Asks OpenClaw how it would call a model of a provider that its configuration does not describe.
- * Answers are kept: every question makes OpenClaw hold on to the prepared model.
- * @returns {Asked['endpoint']}
- */
-export function endpointAsker() {
-  /** @type {Map<string, Endpoint>} */
-  const known = new Map();
-  return async (provider, modelId, cfg) => {
-    const ref = `${provider}/${modelId}`;
-    const before = known.get(ref);
-    if (before) return before;
-    // Resolved by OpenClaw's own loader, without being a dependency of ours.
-    const name = 'openclaw/plugin-sdk/simple-completion-runtime';
-    const { prepareSimpleCompletionModelForAgent } = await import(name);
-    const prepared = await prepareSimpleCompletionModelForAgent({ cfg, agentId: 'main', modelRef: ref });
-    const model = prepared?.model;
-    if (!model?.baseUrl || !model.api) return undefined;
-    const endpoint = { baseUrl: model.baseUrl, api: model.api, headers: textHeaders(model.headers), model: { ...model, id: modelId } };
-    known.set(ref, endpoint);
-    return endpoint;
-  };
 }
 
 /** @param {Record<string, unknown> | undefined} headers @returns {Record<string, string>} */

@@ -1,13 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import { builtInProviders } from '../builtins.js';
 import { resolveProviders, withKeysFromEnv } from '../upstream.js';
 
 /** OpenClaw as far as the resolver asks it. */
-function asked(/** @type {Record<string, any>} */ keys = {}, /** @type {Record<string, any>} */ endpoints = {}) {
+function asked(/** @type {Record<string, any>} */ keys = {}, /** @type {Record<string, any>} */ builtIns = {}) {
   return {
     token: 'token-of-openclaw',
-    endpoint: async (/** @type {string} */ provider, /** @type {string} */ model) => endpoints[`${provider}/${model}`],
+    builtIn: async (/** @type {string} */ provider) => builtIns[provider],
     modelAuth: {
       async resolveApiKeyForProvider(/** @type {{ provider: string }} */ { provider }) {
         if (!keys[provider]) throw new Error(`No API key found for provider "${provider}"`);
@@ -40,14 +41,49 @@ test('a configured provider is handed over with its key, headers and models', as
   });
 });
 
-test('a built-in provider is asked from OpenClaw, else found in the table', async () => {
-  const told = { baseUrl: 'https://asked.test', api: 'anthropic-messages', model: { id: 'c', contextWindow: 1000000, reasoning: true } };
-  const keys = { anthropic: { apiKey: 'k' }, openai: { apiKey: 'k2' } };
-  const { providers } = await resolveProviders({}, [{ id: 'x/c', provider: 'anthropic' }, { id: 'g', provider: 'openai' }], asked(keys, { 'anthropic/c': told }));
-  assert.equal(providers.anthropic?.baseUrl, 'https://asked.test');
-  assert.equal(providers.anthropic?.models?.[0].contextWindow, 1000000);
-  assert.equal(providers.openai?.baseUrl, 'https://api.openai.com/v1');
-  assert.equal(providers.openai?.api, 'openai-responses');
+test('a built-in provider is asked from OpenClaw', async () => {
+  const anthropic = { baseUrl: 'https://a.test', api: 'anthropic-messages', models: [{ id: 'c', contextWindow: 1000000, maxTokens: 9 }, { id: 'd' }] };
+  const models = [{ id: 'x/c', provider: 'anthropic' }];
+  const { providers } = await resolveProviders({}, models, asked({ anthropic: { apiKey: 'k' } }, { anthropic }));
+  assert.equal(providers.anthropic?.baseUrl, 'https://a.test');
+  assert.equal(providers.anthropic?.api, 'anthropic-messages');
+  assert.deepEqual(providers.anthropic?.models?.map((m) => [m.id, m.contextWindow, m.maxTokens]), [['c', 1000000, 9]]);
+});
+
+test('catalog, manifests and table are put together', async () => {
+  let asked = 0;
+  const builtIn = builtInProviders({
+    async catalog() {
+      asked += 1;
+      return [
+        { provider: 'openai', id: 'g', api: 'openai-responses', baseUrl: 'https://login.test', contextWindow: 5 },
+        { provider: 'live', id: 'l', api: 'openai-completions', baseUrl: 'https://live.test' },
+        { provider: 'odd', id: 'o' },
+      ];
+    },
+    manifests: async () => [null, { modelCatalog: { providers: { openai: { baseUrl: 'https://o.test', api: 'openai-responses', models: [{ id: 'g', maxTokens: 7 }] } } } }],
+  });
+  /** @type {import('../types.js').OpenClawConfig} */
+  const cfg = {};
+  assert.deepEqual(await builtIn('OpenAI', cfg), {
+    baseUrl: 'https://o.test',
+    api: 'openai-responses',
+    models: [{ id: 'g', api: 'openai-responses', baseUrl: 'https://login.test', contextWindow: 5, maxTokens: 7 }],
+  });
+  assert.equal((await builtIn('live', cfg))?.baseUrl, 'https://live.test');
+  assert.equal((await builtIn('groq', cfg))?.baseUrl, 'https://api.groq.com/openai/v1');
+  assert.equal(await builtIn('odd', cfg), undefined);
+  assert.equal(asked, 1);
+  await builtIn('live', {});
+  assert.equal(asked, 2);
+});
+
+test('without any answer from OpenClaw the table remains', async () => {
+  const fail = async () => {
+    throw new Error('retired');
+  };
+  const builtIn = builtInProviders({ catalog: fail, manifests: fail });
+  assert.equal((await builtIn('ollama', {}))?.baseUrl, 'http://127.0.0.1:11434/v1');
 });
 
 test('what cannot be resolved is a warning that names the way out', async () => {
@@ -76,7 +112,7 @@ test('a login is exchanged for what a request needs', async () => {
 test('auto lends every configured or used provider but our own, and is silent about the rest', async () => {
   const agents = { defaults: { model: { primary: 'openai/g', fallbacks: ['office-01/m', 'groq/x'] }, models: { 'anthropic/*': {} } } };
   const cfg = { agents, models: { providers: { mock: MOCK, 'office-01': { baseUrl: 'http://127.0.0.1:19001/nodes/office-01/v1' } } } };
-  const { providers, warnings } = await resolveProviders(cfg, 'auto', asked({ mock: { apiKey: 'k' }, openai: { apiKey: 'o' } }));
+  const { providers, warnings } = await resolveProviders(cfg, 'auto', asked({ mock: { apiKey: 'k' }, openai: { apiKey: 'o' } }, { openai: { baseUrl: 'https://o.test', api: 'openai-responses', models: [] } }));
   assert.deepEqual(Object.keys(providers).sort(), ['mock', 'openai']);
   assert.deepEqual(warnings, []);
 });
