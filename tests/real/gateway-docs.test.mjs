@@ -2,11 +2,11 @@
 // gateways. Only addresses, ports and the version in file names are replaced.
 import assert from 'node:assert/strict';
 import { copyFileSync, mkdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { run } from './support/child.mjs';
 import { Gateway, openclawProvider } from './support/gateway.mjs';
-import { freePort, missing, processesUnder, root, tarball, until } from './support/places.mjs';
+import { binary, freePort, missing, processesUnder, root, tarball, until } from './support/places.mjs';
 import { Provider } from './support/provider.mjs';
 
 const skip = missing.openclaw() || missing.tarball();
@@ -28,7 +28,7 @@ describe('the docs on real gateways', { skip, timeout: 420_000 }, () => {
   /** Runs a block in a gateway's own folder and environment. */
   async function block(gateway, text) {
     const script = text.replaceAll(/(^|\s)--listen\b(?! \d)/g, `$1--listen ${meshPort}`).replaceAll('office.example:19000', `127.0.0.1:${meshPort}`);
-    const done = await run('bash', ['-euc', script], { env: gateway.env, cwd: gateway.dir });
+    const done = await run('bash', ['-euc', script], { env: { ...gateway.env, PATH: `${dirname(binary)}:${gateway.env.PATH}` }, cwd: gateway.dir });
     assert.equal(done.code, 0, `${script}\n${done.output}`);
     return done.output;
   }
