@@ -73,7 +73,7 @@ async function gateways(provider, secret, meshPort) {
   await step('install the plugin on both gateways: openclaw plugins install <tarball> --force --accept-capabilities', async () => {
     await Promise.all([
       office.installPlugin({ nodeId: 'office-01', secret, listen: true, listenHost: '127.0.0.1', listenPort: meshPort, proxyPort: 0, models: [{ id: provider.model, provider: 'acme', description: 'lent by office' }] }),
-      home.installPlugin({ nodeId: 'home-01', secret, proxyPort: await freePort(), peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${meshPort}` }], proxyModels: [{ id: provider.model, nodeId: 'office-01' }] }),
+      home.installPlugin({ nodeId: 'home-01', secret, proxyPort: await freePort(), peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${meshPort}` }], proxyModels: [{ id: provider.model, nodeId: 'office-01' }] }, { tools: { alsoAllow: ['cluster_peers'] } }),
     ]);
     console.log('  installed, then configured: office-01 lends the model, home-01 dials office-01');
   });
