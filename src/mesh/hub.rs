@@ -225,6 +225,7 @@ impl Hub {
                     let owner: Arc<dyn LinkOwner> = self.clone();
                     let handler = self.handler.clone();
                     link.run(&setup, (sink, stream), handler, owner, &self.tasks);
+                    self.show_up(&link);
                     return Some(link);
                 }
                 Err(Step::Ask(old)) => {
@@ -246,7 +247,16 @@ impl Hub {
         None
     }
 
-    /// One step of [`Hub::admit`]; when the link was entered everything that others see is done.
+    /// Shows a link that has been entered and works.
+    fn show_up(&self, link: &Link) {
+        self.publish(&self.state());
+        self.links_changed.send_modify(|n| *n += 1);
+        let peer = link.neighbour();
+        tracing::info!(peer = %peer.node, key = %peer.key.id(), link = link.id().0,
+            dialed = link.dialed(), "link up");
+    }
+
+    /// One step of [`Hub::admit`]: enters the link, or says what is in its way.
     fn offer(
         &self,
         link: &Arc<Link>,
@@ -259,18 +269,12 @@ impl Hub {
             other => return Err(other),
         };
         if let Some(old) = old {
-            old.drain(CloseCode::DuplicateLink, "replaced by a newer link");
+            self.tasks.spawn(run_replacement(old, link.clone()));
         }
         send_record(link, &state.own.record);
         state
             .members
             .up(link.neighbour(), software, SystemTime::now());
-        self.publish(&state);
-        drop(state);
-        self.links_changed.send_modify(|n| *n += 1);
-        let peer = link.neighbour();
-        tracing::info!(peer = %peer.node, key = %peer.key.id(), link = link.id().0,
-            dialed = link.dialed(), "link up");
         Ok(())
     }
 
@@ -394,7 +398,7 @@ async fn run_refresh(hub: Arc<Hub>) {
     }
 }
 
-/// Closes the links of keys that are not believed any more, and renews those whose rights changed.
+/// Closes the links of keys that are not believed any more, and follows changes of rights.
 async fn run_trust(hub: Arc<Hub>) {
     let trust = hub.settings.us.trust.clone();
     let mut changes = trust.subscribe();
@@ -408,13 +412,22 @@ async fn run_trust(hub: Arc<Hub>) {
             match trust.standing(&peer.node, &peer.key) {
                 None => link.end(CloseCode::AuthFailed, "key not trusted any more"),
                 Some(now) if now.level != peer.level || now.labels != peer.labels => {
-                    // Rights are fixed when a session begins; a new one begins at once.
-                    link.drain(CloseCode::Normal, "trust changed");
+                    link.change_rights(now.level, now.labels);
+                    let mut state = hub.state();
+                    state.members.level(&peer.node, now.level);
+                    hub.publish(&state);
                 }
                 Some(_) => {}
             }
         }
     }
+}
+
+/// Ends a link that another one has replaced, once the other side uses the new one too: it may learn
+/// of it a little later than we, and must never be without a link in between.
+async fn run_replacement(old: Arc<Link>, new: Arc<Link>) {
+    new.hears_within(DUPLICATE_SILENCE).await;
+    old.drain(CloseCode::DuplicateLink, "replaced by a newer link");
 }
 
 /// Notices that this machine was suspended (protocol 6.5): tokio's clock stands still meanwhile, so

@@ -8,6 +8,7 @@
 //! arrives is still delivered), then *ended*.
 
 mod read;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -29,6 +30,7 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use self::{read::Lost, standing::Standing};
 use super::{
     clock,
     drops::Drops,
@@ -41,6 +43,7 @@ use crate::{
     crypto::{seal::TAG_BYTES, secret::Secret},
     drain::Tasks,
     ids::{LinkId, NodeId, SessionId, random_bytes},
+    trust::Level,
     wire::{
         close::CloseCode,
         frame::{LinkHeader, Ulid, put_routed},
@@ -137,7 +140,7 @@ pub trait LinkOwner: Send + Sync + fmt::Debug {
 pub struct Link {
     id: LinkId,
     us: NodeId,
-    peer: Peer,
+    standing: Standing,
     sid: SessionId,
     dialed: bool,
     began: Duration,
@@ -161,7 +164,7 @@ pub struct Link {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Link({} to {})", self.id.0, self.peer.node)
+        write!(f, "Link({} to {})", self.id.0, self.neighbour().node)
     }
 }
 
@@ -181,7 +184,7 @@ impl Link {
         Arc::new(Self {
             id: setup.id,
             us: setup.us.clone(),
-            peer: setup.peer.clone(),
+            standing: Standing::new(setup.peer.clone()),
             sid: setup.sid,
             dialed: setup.dialed,
             began: clock::since_boot(),
@@ -201,7 +204,7 @@ impl Link {
         })
     }
 
-    /// Starts the tasks. `handler` gets `up` first, then the frames, then `lost`; `owner` gets
+    /// Starts the tasks. `handler` gets `up` here, then the frames, then `lost`; `owner` gets
     /// `ended` last of all.
     pub fn run<S: MessageSink, R: MessageStream>(
         self: &Arc<Self>,
@@ -211,7 +214,7 @@ impl Link {
         owner: Arc<dyn LinkOwner>,
         tasks: &Tasks,
     ) {
-        let span = tracing::info_span!("link", peer = %self.peer.node, link = self.id.0);
+        let span = tracing::info_span!("link", peer = %self.neighbour().node, link = self.id.0);
         let writer = write::run(
             self.clone(),
             sink,
@@ -219,7 +222,9 @@ impl Link {
         );
         let opener =
             crate::crypto::seal::Opener::with_rekey(setup.recv_key.reveal(), setup.rekey_after);
-        let reader = read::run(self.clone(), stream, opener, handler, owner);
+        // Now, not in the task: whoever finds this link may send at once.
+        let lost = Lost::up(self.clone(), handler, owner);
+        let reader = read::run(lost, stream, opener);
         tasks.spawn(writer.instrument(span.clone()));
         tasks.spawn(watch::run(self.clone()).instrument(span.clone()));
         tasks.spawn(reader.instrument(span));
@@ -234,7 +239,16 @@ impl Link {
     /// The neighbour.
     #[must_use]
     pub fn neighbour(&self) -> &Peer {
-        &self.peer
+        self.standing.peer()
+    }
+
+    /// Puts other rights in force for what arrives from now on.
+    pub fn change_rights(&self, level: Level, labels: Arc<[String]>) {
+        self.standing.change(Peer {
+            level,
+            labels,
+            ..self.neighbour().clone()
+        });
     }
 
     /// Whether we dialed it.
@@ -297,6 +311,15 @@ impl Link {
         let asked = Instant::now();
         let records = lock(&self.live).records();
         self.ask();
+        self.hears_beyond(records, asked, patience).await
+    }
+
+    /// Whether anything has arrived, or does within `patience`.
+    pub async fn hears_within(&self, patience: Duration) -> bool {
+        self.hears_beyond(0, Instant::now(), patience).await
+    }
+
+    async fn hears_beyond(&self, records: u64, asked: Instant, patience: Duration) -> bool {
         loop {
             if lock(&self.live).records() > records {
                 return true;
@@ -387,7 +410,7 @@ impl Session for Link {
     }
 
     fn peer(&self) -> &Peer {
-        &self.peer
+        self.standing.peer()
     }
 
     fn elapsed(&self) -> Duration {
@@ -415,7 +438,14 @@ impl Session for Link {
             BytesMut::with_capacity(LENGTH_BYTES + FIXED_BYTES + 256 + inner_bytes + TAG_BYTES);
         record::begin(&mut buffer, Kind::Routed, class);
         let i = self.first_ulid.plus(n);
-        put_routed(&mut buffer, i, &self.us, &self.peer.node, &self.sid, n);
+        put_routed(
+            &mut buffer,
+            i,
+            &self.us,
+            &self.neighbour().node,
+            &self.sid,
+            n,
+        );
         record::end_header(&mut buffer);
         inner::put(&mut buffer, json, data).map_err(|_| SendError::TooLarge)?;
         if class != Class::Control && lock(&self.live).request_waits(Instant::now()) {

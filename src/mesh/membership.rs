@@ -87,6 +87,13 @@ impl Membership {
         true
     }
 
+    /// Our operator trusts a node more or less than before.
+    pub fn level(&mut self, node: &NodeId, level: Level) {
+        if let Some(member) = self.members.get_mut(node) {
+            member.level = Some(level);
+        }
+    }
+
     /// Something came from a linked node; its round trip may be known by now.
     pub fn alive(&mut self, node: &NodeId, latency_ms: Option<f64>, now: SystemTime) {
         if let Some(member) = self.members.get_mut(node).filter(|member| member.linked) {

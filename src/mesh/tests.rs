@@ -3,6 +3,7 @@
 
 mod door;
 mod duplicates;
+mod resume;
 mod secure;
 
 use std::{
@@ -17,7 +18,7 @@ use super::{
     Mesh, MeshSettings,
     drops::Reason,
     handshake::{Ourselves, Params},
-    session::Class,
+    session::{Class, SessionHandler},
     testkit::{Event, Recorder, node},
     view::{Descriptor, ModelOffer, NodeView, Reach},
 };
@@ -64,20 +65,28 @@ impl Node {
     }
 
     async fn with(us: Ourselves, port: u16) -> Self {
+        let seen = Recorder::new();
+        Self {
+            seen: seen.clone(),
+            ..Self::handled(us, port, seen).await
+        }
+    }
+
+    /// A node whose sessions belong to `handler`.
+    async fn handled(us: Ourselves, port: u16, handler: Arc<dyn SessionHandler>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let seen = Recorder::new();
         let incarnation = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap()
             .as_millis() as u64;
         let settings = MeshSettings::new(us.clone(), incarnation);
-        let mesh = Mesh::new(settings, seen.clone(), Tasks::new());
+        let mesh = Mesh::new(settings, handler, Tasks::new());
         mesh.listen(listener);
         Self {
             name: node(name_of(&us)),
             mesh,
-            seen,
+            seen: Recorder::new(),
             us,
             port,
         }

@@ -28,12 +28,31 @@ const YIELD_AFTER_BYTES: usize = 256 * 1024;
 /// Messages thrown away while a closed connection winds down.
 const LINGER_MESSAGES: usize = 64;
 
-/// Tells handler and owner of the end, also when the task is dropped at the end of a drain.
-struct Lost {
+/// A link that its handler knows of. Tells handler and owner of the end, also when the task is
+/// dropped before its first turn or at the end of a drain.
+pub(super) struct Lost {
     link: Arc<Link>,
     session: Arc<dyn Session>,
     handler: Arc<dyn SessionHandler>,
     owner: Arc<dyn LinkOwner>,
+}
+
+impl Lost {
+    /// Tells the handler that the link is up.
+    pub(super) fn up(
+        link: Arc<Link>,
+        handler: Arc<dyn SessionHandler>,
+        owner: Arc<dyn LinkOwner>,
+    ) -> Self {
+        let session: Arc<dyn Session> = link.clone();
+        handler.up(&session);
+        Self {
+            link,
+            session,
+            handler,
+            owner,
+        }
+    }
 }
 
 impl Drop for Lost {
@@ -49,21 +68,7 @@ impl Drop for Lost {
     }
 }
 
-pub(super) async fn run<R: MessageStream>(
-    link: Arc<Link>,
-    mut stream: R,
-    opener: Opener,
-    handler: Arc<dyn SessionHandler>,
-    owner: Arc<dyn LinkOwner>,
-) {
-    let session: Arc<dyn Session> = link.clone();
-    handler.up(&session);
-    let lost = Lost {
-        link: link.clone(),
-        session,
-        handler,
-        owner,
-    };
+pub(super) async fn run<R: MessageStream>(lost: Lost, mut stream: R, opener: Opener) {
     let mut reader = Reader {
         lost: &lost,
         opener,
@@ -72,7 +77,7 @@ pub(super) async fn run<R: MessageStream>(
         bad_since: Instant::now(),
     };
     if let Some(ending) = reader.until_end(&mut stream).await {
-        link.finish(ending);
+        lost.link.finish(ending);
     }
     drop(lost);
     linger(&mut stream).await;
@@ -219,7 +224,7 @@ impl Reader<'_> {
         let header = RoutedHeader::decode(&record.header).map_err(protocol)?;
         // The header is what a relay would go by, so it is judged as one from a stranger: drop and
         // count. Who really sent the frame is what the link's key proves.
-        let reason = if header.f != link.peer.node.as_str() {
+        let reason = if header.f != link.neighbour().node.as_str() {
             Reason::ForeignOrigin
         } else if header.t != link.us.as_str() {
             Reason::NotForUs
