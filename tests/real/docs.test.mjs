@@ -1,28 +1,14 @@
 // Every configuration shown in the docs is one the program accepts, and every command shown exists.
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
+import { blocks } from './support/blocks.mjs';
 import { run } from './support/child.mjs';
 import { binary, folder, missing, root } from './support/places.mjs';
 import { environment } from './support/sidecar.mjs';
 
-const PAGES = ['README.md', 'BOOTSTRAP.md', 'CONTRIBUTING.md'].filter((name) => existsSync(join(root, name)));
-
-/** The fenced blocks of a page: `{language, text, line}`. */
-function blocks(page) {
-  const found = [];
-  let open = null;
-  for (const [i, line] of readFileSync(join(root, page), 'utf8').split('\n').entries()) {
-    const fence = line.match(/^\s*```(\S*)/);
-    if (!fence) open?.text.push(line);
-    else if (open) {
-      found.push({ ...open, text: open.text.join('\n') });
-      open = null;
-    } else open = { language: fence[1], text: [], line: i + 1 };
-  }
-  return found;
-}
+const PAGES = ['README.md', 'BOOTSTRAP.md', 'CONTRIBUTING.md', 'docs/operations.md'].filter((name) => existsSync(join(root, name)));
 
 /** JSON with comments and trailing commas, as OpenClaw's files may have. */
 function parse(text) {
