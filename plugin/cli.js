@@ -71,6 +71,11 @@ async function runVerb(api, args) {
   }
   if (args.length === 0) args = ['--help'];
   const writes = args[0] === 'setup' && !args.includes('--help') && !args.includes('-h');
+  if (writes && isConfigured(config) && !args.includes('--force')) {
+    console.error('error: this node is configured already');
+    console.error('  hint: change one setting with `openclaw config set plugins.entries.clawmatrix.config.<key>`, or start over with `--force`');
+    return 1;
+  }
   const { code, output } = await run(binary, writes ? [...args, '--emit'] : args, writes);
   if (writes && code === 0) return writeConfig(output);
   if (code !== 0 && !isConfigured(config)) console.error(NOT_CONFIGURED);
@@ -123,7 +128,12 @@ async function writeConfig(output) {
       mutate(/** @type {import('./types.js').OpenClawConfig} */ draft) {
         const plugins = (draft.plugins ??= {});
         const entry = ((plugins.entries ??= {}).clawmatrix ??= {});
-        entry.config = { ...entry.config, ...settings };
+        const config = { ...entry.config };
+        if (settings.secret || settings.secretFile) {
+          delete config.secret; // only one of the two may be there
+          delete config.secretFile;
+        }
+        entry.config = { ...config, ...settings };
       },
     });
     console.error('Written to OpenClaw\'s configuration; a running gateway applies it by itself.');

@@ -193,6 +193,9 @@ describe('plugin on a gateway', { skip, timeout: 400_000 }, () => {
     assert.equal(setup.code, 0, setup.output);
     assert.equal(g.config.plugins.entries.clawmatrix.config.nodeId, 'made-by-setup');
     configure(g, plugin({ modelRegistration: 'dynamic' }));
+    const again = await g.openclaw('clawmatrix', 'setup');
+    assert.equal(again.code, 1);
+    assert.match(again.stderr, /configured already[^]*--force/);
     script(g, 'catalog.json', [entry('office-01', [model('claude'), model('opus', { api: 'anthropic-messages' })])]);
     await start(g);
     await until('the catalog for the provider', 10_000, () => existsSync(join(g.pluginState, 'run/catalog.json')));
