@@ -26,7 +26,7 @@ use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
 
@@ -38,6 +38,10 @@ use crate::{
 
 /// One of several addresses of a name gets this long before the next is tried.
 const NEXT_ADDRESS: Duration = Duration::from_secs(2);
+
+/// A kept connection that the other side has just closed fails within a round trip. What fails later
+/// was being worked on, and asking again would be a second request.
+const STALE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a provider gave no answer, or no further part of one. Nothing of it goes to another node.
 #[derive(Debug, thiserror::Error)]
@@ -155,14 +159,17 @@ impl Client {
             request
         };
         if let Some(mut sender) = self.pool.take(&endpoint.origin) {
+            let began = Instant::now();
             let sent = match sender.ready().await {
                 Ok(()) => sender.send_request(request()).await,
                 Err(error) => Err(error),
             };
             match sent {
                 Ok(response) => return Ok(self.answer(endpoint, sender, response)),
-                // Bytes came, and they are wrong: asking again would be a second request.
-                Err(error) if error.is_parse() => return Err(ProviderError::Http(error)),
+                // Bytes came, and they are wrong: that is an answer too.
+                Err(error) if error.is_parse() || began.elapsed() > STALE_WITHIN => {
+                    return Err(ProviderError::Http(error));
+                }
                 Err(_) => {}
             }
         }

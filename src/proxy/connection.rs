@@ -140,5 +140,8 @@ async fn serve<H: Handler>(stream: TcpStream, handler: H, drain: CancellationTok
         })
         .await;
     }
-    let _ = timeout(LINGER, io.linger()).await;
+    // In a drain nobody waits: what was answered is in the client's hands.
+    if !drain.is_cancelled() {
+        let _ = timeout(LINGER, io.linger()).await;
+    }
 }
