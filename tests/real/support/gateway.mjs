@@ -2,7 +2,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Child, run } from './child.mjs';
-import { folder, freePort, openclawPrefix, tarball, until } from './places.mjs';
+import { folder, freePort, Hopeless, openclawPrefix, tarball, until } from './places.mjs';
 import { environment } from './sidecar.mjs';
 
 const TOKEN = 'gateway-token-of-the-tests';
@@ -78,7 +78,7 @@ export class Gateway {
     this.child = new Child(this.#openclaw, ['gateway', 'run'], { env: this.env, cwd: this.dir });
     this.child.process.stdin.end();
     await until(`gateway ${this.name}`, ms, () => {
-      if (!this.child.running) throw new Error(`it ended with ${this.child.code}:\n${this.child.output}`);
+      if (!this.child.running) throw new Hopeless(`it ended with ${this.child.code}:\n${this.child.output}`);
       return /\[gateway\] ready\b/.test(this.child.output);
     }).catch((error) => {
       throw new Error(`${error.message}; it says:\n${this.child.output}`, { cause: error.cause });

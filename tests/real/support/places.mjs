@@ -49,7 +49,10 @@ export async function freePort() {
   return port;
 }
 
-/** Waits until `look` answers something true, and answers it; throws with what `describe` says after `ms`. */
+/** What waiting longer cannot mend. */
+export class Hopeless extends Error {}
+
+/** Waits until `look` answers something true, and answers it; throws after `ms`, or at once what is {@link Hopeless}. */
 export async function until(what, ms, look) {
   const deadline = Date.now() + ms;
   let last;
@@ -59,6 +62,7 @@ export async function until(what, ms, look) {
       if (hit) return hit;
       last = undefined;
     } catch (error) {
+      if (error instanceof Hopeless) throw error;
       last = error;
     }
     if (Date.now() > deadline) throw new Error(`waited ${ms} ms in vain for ${what}`, { cause: last });

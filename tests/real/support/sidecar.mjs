@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Child, run } from './child.mjs';
-import { binary, folder, until } from './places.mjs';
+import { binary, folder, Hopeless, until } from './places.mjs';
 
 /** A cluster secret for tests: long, and no example of the docs. */
 export const SECRET = 'kU9-real-parts-7Qe2vX0s-tests-only';
@@ -33,7 +33,7 @@ export class Sidecar {
     const started = Date.now();
     this.spawn();
     await until(`node ${this.config.nodeId}; it says:\n${this.child.output}`, 15_000, async () => {
-      if (!this.child.running) throw new Error(`it ended with ${this.child.code}:\n${this.child.output}`);
+      if (!this.child.running) throw new Hopeless(`it ended with ${this.child.code}:\n${this.child.output}`);
       if (!existsSync(join(this.stateDir, 'run/endpoint'))) return false;
       return (await fetch(`http://127.0.0.1:${this.endpoint.proxyPort}/readyz`)).status === 200;
     });
