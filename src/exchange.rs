@@ -187,7 +187,7 @@ impl Exchange {
                 down,
                 request.class,
                 request.idempotent,
-                once,
+                once.then(|| session.id()),
                 request.timeouts,
                 body,
                 moment.now,

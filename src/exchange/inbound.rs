@@ -48,6 +48,8 @@ pub(super) struct Inbound {
     slot: Option<Slot>,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// The budget had no room for an item.
+    no_room: bool,
     watcher: Option<Waker>,
     reply_gone: bool,
     body_gone: bool,
@@ -206,6 +208,7 @@ impl Inbound {
             class: self.class,
         };
         if !self.down.push(item, last) {
+            self.no_room = true;
             return Poll::Pending;
         }
         self.headed |= !matches!(offer, Offer::Accept);

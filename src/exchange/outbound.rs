@@ -14,7 +14,7 @@ use super::{
     sender::{Outgoing, Sender, Time},
 };
 use crate::{
-    ids::RequestId,
+    ids::{RequestId, SessionId},
     mesh::session::Class,
     wire::{
         code::{Code, Failure},
@@ -43,8 +43,10 @@ pub(super) struct Outbound {
     pub(super) body: Bytes,
     pub(super) class: Class,
     pub(super) idempotent: bool,
-    /// Protocol 7.1 binds it to one session.
-    pub(super) once: bool,
+    /// The one session that may carry it, when protocol 7.1 binds it.
+    pub(super) bound: Option<SessionId>,
+    /// The budget had no room for a piece of the body.
+    pub(super) no_room: bool,
     pub(super) timeouts: Timeouts,
     pub(super) opened: Time,
     pub(super) deadline: Option<Time>,
@@ -77,7 +79,7 @@ impl Outbound {
         down: Receiver<Lead, Last>,
         class: Class,
         idempotent: bool,
-        once: bool,
+        bound: Option<SessionId>,
         timeouts: Timeouts,
         body: Bytes,
         now: Time,
@@ -88,7 +90,8 @@ impl Outbound {
             body,
             class,
             idempotent,
-            once,
+            bound,
+            no_room: false,
             timeouts,
             opened: now,
             deadline: now.checked_add(timeouts.deadline),
@@ -137,11 +140,17 @@ impl Outbound {
                 class: self.class,
             };
             if !self.up.push(item, false) {
+                self.no_room = true;
                 return true;
             }
             let _ = self.body.split_to(bytes);
         }
         false
+    }
+
+    /// Whether the request itself is not acked and must not leave in any session but `bound`.
+    fn strands_without(&self, session: Option<SessionId>) -> bool {
+        self.bound.is_some() && self.bound != session && self.up.left() && !self.up.acked(0)
     }
 
     /// Asks for the credit whose ack may be lost.

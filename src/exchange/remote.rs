@@ -301,11 +301,11 @@ impl Remote {
     /// One session has ended. Streams go on in another, if there is one.
     pub(super) fn remove_session(&self, session: &SessionRef) {
         self.with(|state, out, at| {
-            let was_current = state.session().is_some_and(|s| s.id() == session.id());
             state.sessions.retain(|s| s.id() != session.id());
             if state.sessions.is_empty() {
                 state.lose_all(out, at);
-            } else if was_current {
+            } else {
+                // Also when it was not the newest: what it carried may be lost with it.
                 state.rewind_all(out, at);
             }
         });

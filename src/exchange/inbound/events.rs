@@ -104,6 +104,7 @@ impl State {
                 slot,
                 reader: None,
                 writer: None,
+                no_room: false,
                 watcher: None,
                 reply_gone: false,
                 body_gone: false,
@@ -365,7 +366,10 @@ impl State {
                 }
             }
             out.pump(*rid, Dir::Down, &mut entry.down, at);
-            wake(&mut entry.writer);
+            if std::mem::take(&mut entry.no_room) {
+                // There may be some now.
+                wake(&mut entry.writer);
+            }
             // The end of the answer also ends the request: nothing more is sent for it.
             if entry.up.due() != Due::No && !entry.down.closed() {
                 let (next, max) = entry.up.take_ack();

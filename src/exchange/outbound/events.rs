@@ -218,6 +218,7 @@ impl State {
     ) -> usize {
         let mut waiting = 0;
         let mut over = Vec::new();
+        let session = self.session().map(|session| session.id());
         for (rid, entry) in &mut self.outbound {
             if !entry.settled() {
                 if entry.down.has_ready() {
@@ -229,7 +230,7 @@ impl State {
                 } else if entry.down.tick(at.now) {
                     let failure = entry.lost();
                     entry.give_up(*rid, failure, out, at.now);
-                } else {
+                } else if !entry.strands_without(session) {
                     match entry.up.tick(at.now, at.rtt) {
                         Tick::Quiet | Tick::Resend => {}
                         Tick::Probe => entry.probe(*rid),
@@ -239,8 +240,10 @@ impl State {
                         }
                     }
                     out.pump(*rid, Dir::Up, &mut entry.up, at);
-                    // A budget that had no room may have some now.
-                    wake(&mut entry.uploader);
+                    if std::mem::take(&mut entry.no_room) {
+                        // There may be some now.
+                        wake(&mut entry.uploader);
+                    }
                 }
             }
             if let Some(cancelling) = &mut entry.cancelling {
@@ -286,11 +289,12 @@ impl State {
         self.lose_inbound(at);
     }
 
-    /// The path in use is gone, another is there: what is not acked goes again, but for what may
-    /// be sent in one session only (protocol 7.1).
+    /// A path is gone, another is there: what is not acked goes again, but for what may be sent
+    /// in one session only (protocol 7.1).
     pub(in crate::exchange) fn rewind_all(&mut self, out: &mut Outbox, at: &Moment<'_>) {
+        let session = self.session().map(|session| session.id());
         for (rid, entry) in &mut self.outbound {
-            if entry.once && entry.up.left() && !entry.up.acked(0) {
+            if entry.strands_without(session) {
                 let failure = entry.lost();
                 entry.give_up(*rid, failure, out, at.now);
                 continue;

@@ -175,3 +175,21 @@ async fn a_lost_grant_of_credit_is_asked_for() {
     assert_eq!(client.await.unwrap().unwrap().data, noise(400_000));
     server.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_duel_of_links_harms_nothing() {
+    let mut pair = Pair::new();
+    // On its way in the older session when a newer one takes over and the older is closed.
+    let mut early = pair.open(request(noise(200_000)));
+    let second = Cable::new(&pair.a, &pair.b, Manner::default());
+    let mut bound = pair.a.exchange.open(&second.session_a, once("x")).unwrap();
+    pair.cable.cut();
+    for _ in 0..2 {
+        spawn(echo(pair.b.incoming().await));
+    }
+    assert_eq!(answer(&mut early).await.unwrap().data, noise(200_000));
+    assert_eq!(answer(&mut bound).await.unwrap().data, b"x");
+    drop((early, bound));
+    pair.quiet().await;
+    assert_eq!(pair.b.exchange.stats().inbound_total, 2);
+}
