@@ -12,6 +12,8 @@ OPENAI_PYPI=3.52.0
 TYPESCRIPT=5.9.3
 CARGO_DENY=0.20.2
 NEXTEST=0.9.143
+ZIG=0.17.0
+ZIGBUILD=0.24.0
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -160,6 +162,23 @@ setup_nextest() {
   if command -v cargo-nextest >/dev/null 2>&1; then return 0; fi
   with_lock cargo-nextest _cargo_tool cargo-nextest "$NEXTEST"
   export PATH="$CACHE/cargo-tools/bin:$PATH"
+}
+
+_zig() {
+  local dir=$1
+  [ -e "$dir/.complete" ] && return 0
+  say "installing zig $ZIG and cargo-zigbuild $ZIGBUILD (PyPI) into $dir"
+  rm -rf "$dir"
+  python3 -m venv "$dir"
+  quietly "$dir/bin/pip" install --disable-pip-version-check "ziglang==$ZIG" "cargo-zigbuild==$ZIGBUILD"
+  touch "$dir/.complete"
+}
+# A linker that links against an old glibc, so that one binary runs on any distribution.
+setup_zig() {
+  command -v python3 >/dev/null 2>&1 || return 1
+  local dir=$CACHE/zig-$ZIG-$ZIGBUILD
+  with_lock zig _zig "$dir" || return 1
+  export PATH="$dir/bin:$PATH"
 }
 
 setup_nginx() {
