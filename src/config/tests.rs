@@ -248,6 +248,29 @@ fn secret_file_must_exist_and_be_private() {
 }
 
 #[test]
+fn systemd_credential_may_be_read_by_the_group_of_its_list() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("mesh.secret");
+    fs::write(&file, SECRET).unwrap();
+    let folder = temp.path().to_str().unwrap().to_owned();
+    let read = |mode| {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        Config::from_value(
+            json!({"nodeId": "a", "secretFile": "${CREDENTIALS_DIRECTORY}/mesh.secret"}),
+            &Source {
+                openclaw: false,
+                folder: std::path::Path::new("/"),
+                env: &|name| (name == "CREDENTIALS_DIRECTORY").then(|| folder.clone()),
+            },
+        )
+    };
+    assert_eq!(read(0o440).unwrap().secret.reveal(), SECRET);
+    for mode in [0o460, 0o444] {
+        assert!(read(mode).is_err(), "{mode:o}");
+    }
+}
+
+#[test]
 fn too_open_identity_file_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("identity.key");

@@ -1,8 +1,9 @@
 //! Secrets: where they are read from, and whether they are good enough.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -171,9 +172,20 @@ pub(super) fn variable(check: &mut Check<'_>, path: &str, name: &str) -> Option<
     value.map(Secret::new)
 }
 
+/// Whether others may use the file. In the folder of systemd's credentials only this service may
+/// enter, and there the bit that lets the group read is the mask of the list that names its account.
+fn open_here(check: &Check<'_>, file: &Path) -> io::Result<bool> {
+    let credential = (check.source.env)("CREDENTIALS_DIRECTORY")
+        .is_some_and(|dir| !dir.is_empty() && file.parent() == Some(Path::new(&dir)));
+    if credential {
+        return Ok(fs::metadata(file)?.permissions().mode() & 0o037 != 0);
+    }
+    open_to_others(file)
+}
+
 fn secret_file(check: &mut Check<'_>, path: &str, file: &Path) -> Option<Secret<String>> {
     let shown = file.display();
-    match open_to_others(file) {
+    match open_here(check, file) {
         Err(error) => {
             let hint = if error.kind() == io::ErrorKind::NotFound {
                 format!("make it: `clawmatrix secret new > {shown} && chmod 600 {shown}`")
@@ -279,7 +291,7 @@ pub(super) fn identity(
         return None;
     }
     let file = check.path(value);
-    if open_to_others(&file).is_ok_and(|open| open) {
+    if open_here(check, &file).is_ok_and(|open| open) {
         let shown = file.display();
         check.problem(
             "identityFile",
