@@ -1,7 +1,7 @@
 // Every configuration shown in the docs is one the program accepts, and every command shown exists.
 import assert from 'node:assert/strict';
-import { existsSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { describe, test } from 'node:test';
 import { blocks } from './support/blocks.mjs';
 import { run } from './support/child.mjs';
@@ -35,6 +35,29 @@ function configOf(value) {
 
 describe('the docs', { skip: missing.binary(), timeout: 120_000 }, () => {
   test('there_are_docs_to_check', () => assert.ok(PAGES.includes('README.md')));
+
+  test('links_between_pages_lead_somewhere', () => {
+    for (const page of [...PAGES, 'CHANGELOG.md', 'docs/decisions/README.md']) {
+      for (const [, target] of readFileSync(join(root, page), 'utf8').matchAll(/\]\((?!https?:)([^)#]+)[^)]*\)/g)) {
+        assert.ok(existsSync(join(root, dirname(page), target)), `${page} links to ${target}`);
+      }
+    }
+  });
+
+  test('decisions_are_numbered_listed_and_cited_as_they_are', () => {
+    const pages = readdirSync(join(root, 'docs/decisions')).filter((name) => name !== 'README.md').sort();
+    const index = readFileSync(join(root, 'docs/decisions/README.md'), 'utf8');
+    for (const [i, name] of pages.entries()) {
+      const number = String(i + 1).padStart(4, '0');
+      assert.match(name, new RegExp(`^${number}-[a-z0-9-]+\\.md$`));
+      const title = readFileSync(join(root, 'docs/decisions', name), 'utf8').split('\n')[0].replace('# ', '');
+      assert.ok(title.startsWith(number), `${name} begins with its number`);
+      assert.ok(index.includes(`[${title}](${name})`), `the index lists ${title}`);
+    }
+    for (const [, number] of readFileSync(join(root, 'docs/protocol.md'), 'utf8').matchAll(/decisions (\d{4})/g)) {
+      assert.ok(pages.some((name) => name.startsWith(number)), `no decision ${number}`);
+    }
+  });
 
   for (const page of PAGES) {
     for (const block of blocks(page)) {

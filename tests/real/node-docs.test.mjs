@@ -130,6 +130,9 @@ describe('the docs without OpenClaw', { skip: missing.binary(), timeout: 240_000
     const cloud = await Sidecar.start({ nodeId: 'cloud-01', listen: true, listenPort: 0, listenHost, limits, models: [{ id: 'mock-1', baseUrl: provider.baseUrl }] });
     running.push(cloud.child);
 
+    const health = await fetch(`http://127.0.0.1:${cloud.endpoint.listenPort}/healthz`);
+    assert.deepEqual([health.status, await health.text()], [200, ''], 'as the section on ports says');
+
     const port = await freePort();
     const [snippet] = blocks('BOOTSTRAP.md').filter((b) => b.language === 'nginx').map((b) => b.text);
     const server = snippet.replace('listen 443 ssl', `listen 127.0.0.1:${port} ssl`).replaceAll('/etc/ssl/', `${dir}/`).replace('127.0.0.1:19000', `127.0.0.1:${cloud.endpoint.listenPort}`);
