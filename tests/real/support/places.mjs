@@ -8,6 +8,9 @@ import { fileURLToPath } from 'node:url';
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), '../../..');
 export const cache = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'clawmatrix');
 
+/** The newest folder of the cache that begins with `prefix`. */
+const cached = (prefix) => join(cache, (existsSync(cache) ? readdirSync(cache) : []).filter((name) => name.startsWith(prefix)).sort().at(-1) ?? prefix);
+
 /** The sidecar binary under test. */
 export const binary = process.env.CLAWMATRIX_BIN || join(process.env.CARGO_TARGET_DIR || join(root, 'target'), 'debug/clawmatrix');
 /** The packed plugin, as OpenClaw installs it. */
@@ -15,9 +18,9 @@ export const tarball = process.env.CLAWMATRIX_PLUGIN_TGZ;
 /** Folder with `node_modules/.bin/{node,openclaw}`. */
 export const openclawPrefix = process.env.CLAWMATRIX_OPENCLAW || join(cache, 'openclaw-2026.9.6');
 /** Folder with the official `openai` package of npm. */
-export const sdkNode = process.env.CLAWMATRIX_SDK_NODE || join(cache, 'sdk-node');
+export const sdkNode = process.env.CLAWMATRIX_SDK_NODE || cached('sdk-node-');
 /** Python with the official `openai` package of PyPI. */
-export const sdkPython = process.env.CLAWMATRIX_SDK_PYTHON || join(cache, 'sdk-python/bin/python');
+export const sdkPython = process.env.CLAWMATRIX_SDK_PYTHON || join(cached('sdk-python-'), 'bin/python');
 
 /** A reason to skip what needs `what`, or false. */
 export const missing = {
