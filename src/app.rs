@@ -3,6 +3,7 @@
 
 mod bind;
 mod error;
+mod failure;
 mod metrics;
 mod node;
 
@@ -15,6 +16,7 @@ use tokio::{
 };
 
 pub use self::error::StartError;
+pub use self::failure::{Failure, last_failure, remember};
 use self::node::Node;
 use crate::{
     config::{Config, Source},
@@ -64,7 +66,7 @@ pub fn run(start: Start, state_dir: &Path) -> u8 {
                 action: "start the runtime",
                 source,
             };
-            return report(&error, None);
+            return report(&error, None, state_dir);
         }
     };
     let logs = Logs {
@@ -94,9 +96,13 @@ fn forbid_core_dumps() {
 }
 
 /// Says why the node did not start, to the operator and to the shim.
-fn report(error: &StartError, voice: Option<&Voice>) -> u8 {
+fn report(error: &StartError, voice: Option<&Voice>, state_dir: &Path) -> u8 {
     let code = error.exit_code();
     let message = error.report();
+    // Trouble with the folder itself is no matter for a file in it.
+    if !matches!(error, StartError::State(_)) {
+        remember(state_dir, code, &message);
+    }
     match voice {
         Some(voice) => voice.say(&FromSidecar::Failed { code, message }),
         // Before any logging format matters: plain lines, as every command prints them.
@@ -119,7 +125,7 @@ async fn alone(config: Config, state_dir: &Path, logs: Logs) -> u8 {
     };
     match started.await {
         Ok(code) => code,
-        Err(error) => report(&error, None),
+        Err(error) => report(&error, None, state_dir),
     }
 }
 
@@ -131,12 +137,12 @@ async fn under_shim(state_dir: &Path, logs: Logs) -> u8 {
                 action: "read standard input",
                 source,
             };
-            return report(&error, None);
+            return report(&error, None, state_dir);
         }
     };
     let code = match supervised(&mut heard, &voice, state_dir, logs).await {
         Ok(code) => code,
-        Err(error) => report(&error, Some(&voice)),
+        Err(error) => report(&error, Some(&voice), state_dir),
     };
     voice.finish().await;
     code

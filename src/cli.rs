@@ -28,10 +28,15 @@ use clap::{Parser, Subcommand};
 
 use self::{error::CliError, output::Paint};
 
+/// What scripts and service managers go by.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 69 port in use, 73 state folder in use, \
+78 bad configuration, 130 Ctrl-C.";
+
 /// One mesh of OpenClaw gateways: lent models over authenticated links.
 #[derive(Debug, Parser)]
 #[command(
     name = "clawmatrix",
+    after_help = EXIT_CODES,
     version,
     propagate_version = true,
     arg_required_else_help = true

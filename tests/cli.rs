@@ -243,6 +243,29 @@ fn bad_configuration_is_code_78_with_every_problem() {
 }
 
 #[test]
+fn status_and_doctor_tell_why_the_last_start_failed() {
+    let shell = Shell::new();
+    let file = shell.path("node.json");
+    fs::write(&file, r#"{"nodeId": "a", "secret": "aaaaaaaaaaaaaaaa"}"#).unwrap();
+    let dir = shell.path("state");
+    assert_eq!(
+        shell
+            .run(&["run", "--config", &file, "--state-dir", &dir])
+            .code,
+        78
+    );
+    for verb in ["status", "doctor"] {
+        let ran = shell.run(&[verb, "--state-dir", &dir]);
+        assert_eq!(ran.code, 1);
+        let said = format!("{}{}", ran.out, ran.err);
+        assert!(
+            said.contains("failed with code 78") && said.contains("secret new"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn setup_writes_a_private_configuration_that_is_valid() {
     let shell = Shell::new();
     let args = [

@@ -391,7 +391,9 @@ fn write_endpoint(
         "listenPort": listen_port,
         "pid": std::process::id(),
     });
-    Ok(state.write(ENDPOINT, endpoint.to_string().as_bytes())?)
+    state.write(ENDPOINT, endpoint.to_string().as_bytes())?;
+    state.remove(super::failure::FILE);
+    Ok(())
 }
 
 fn agent_offers(agents: &[AgentConfig]) -> Vec<AgentOffer> {

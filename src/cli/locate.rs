@@ -14,6 +14,7 @@ use super::{
     error::{CliError, USAGE},
     output::note,
 };
+use crate::app;
 
 /// `<state>/run/endpoint` of a running node.
 #[derive(Debug, Clone, Deserialize)]
@@ -106,6 +107,17 @@ pub(super) fn running(common: &Common) -> Result<Running, CliError> {
     }
     let all = candidates(common);
     for dir in &all {
+        if let Some(failure) = app::last_failure(dir) {
+            return Err(CliError::failed(
+                format!(
+                    "the node of `{}` does not run: its last start failed with code {}:\n{}",
+                    dir.display(),
+                    failure.code,
+                    failure.message
+                ),
+                "",
+            ));
+        }
         if let Some(endpoint) = endpoint(dir) {
             return Err(CliError::failed(
                 format!(

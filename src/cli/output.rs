@@ -12,7 +12,6 @@ pub(super) struct Paint(bool);
 
 impl Paint {
     /// No colours.
-    #[cfg(test)]
     pub(super) const PLAIN: Self = Self(false);
 
     /// Colours when standard output is a terminal.

@@ -7,8 +7,9 @@ use std::{
 
 use super::{
     Context,
-    error::{CliError, USAGE},
+    error::{CONFIG, CliError, USAGE},
     locate,
+    output::Paint,
 };
 use crate::{
     app::{self, Start},
@@ -40,7 +41,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
     let start = if args.parent.is_some() {
         Start::Shim
     } else {
-        Start::Alone(Box::new(read(args.config.as_deref())?))
+        match read(args.config.as_deref()) {
+            Ok(config) => Start::Alone(Box::new(config)),
+            Err(error) => {
+                if error.code == CONFIG {
+                    app::remember(&state, error.code, &error.text(Paint::PLAIN));
+                }
+                return Err(error);
+            }
+        }
     };
     Ok(app::run(start, &state))
 }

@@ -46,7 +46,8 @@ pub struct RawConfig {
     pub secret: Option<SecretInput>,
 
     /// File that holds the cluster secret and nothing else; only its owner may read it. A relative
-    /// path starts at the folder of the configuration file.
+    /// path starts at the folder of the configuration file, under OpenClaw at the node's state
+    /// folder.
     #[schemars(title = "Cluster secret file")]
     pub secret_file: Option<String>,
 

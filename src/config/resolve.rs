@@ -52,7 +52,7 @@ impl Check<'_> {
     /// A path as the operator writes it: `~` is home, relative is beside the configuration.
     fn path(&self, text: &str) -> PathBuf {
         if let Some(rest) = text.strip_prefix("~/")
-            && let Some(home) = (self.source.env)("HOME")
+            && let Some(home) = (self.source.env)("HOME").or_else(|| super::process_env("HOME"))
         {
             return PathBuf::from(home).join(rest);
         }
