@@ -1,5 +1,5 @@
-//! Requests, replies and streams by id over [`Session`]s: deadlines, cancellation, credit,
-//! tombstones, exactly one outcome at both ends (protocol 5.3, 5.4, 7.1-7.3).
+//! Requests, replies and streams by id over [sessions](crate::mesh::session::Session): deadlines,
+//! cancellation, credit, tombstones, exactly one outcome at both ends (protocol 5.3, 5.4, 7.1-7.3).
 //!
 //! It knows nothing of models or tools: a request is a kind, a JSON object and a body. Callers open
 //! a [`Call`]; the node asked gets an [`Incoming`] through its [`InboundHandler`].
