@@ -169,9 +169,10 @@ _zig() {
   [ -e "$dir/.complete" ] && return 0
   say "installing zig $ZIG and cargo-zigbuild $ZIGBUILD (PyPI) into $dir"
   rm -rf "$dir"
-  python3 -m venv "$dir"
-  quietly "$dir/bin/pip" install --disable-pip-version-check "ziglang==$ZIG" "cargo-zigbuild==$ZIGBUILD"
-  touch "$dir/.complete"
+  # Called in a condition, where `set -e` does not hold.
+  python3 -m venv "$dir" &&
+    quietly "$dir/bin/pip" install --disable-pip-version-check "ziglang==$ZIG" "cargo-zigbuild==$ZIGBUILD" &&
+    touch "$dir/.complete"
 }
 # A linker that links against an old glibc, so that one binary runs on any distribution.
 setup_zig() {
