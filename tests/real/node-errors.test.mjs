@@ -151,4 +151,18 @@ describe('bad input', { skip: missing.binary(), timeout: 180_000 }, () => {
       for (const marker of [SECRET, mesh.provider.key, node.token]) assert.ok(!shown.includes(marker), `a secret is shown by ${node.config.nodeId}`);
     }
   });
+
+  test('local_api_listens_on_loopback_alone', { skip: process.platform !== 'linux' && 'reads /proc' }, async () => {
+    // Protocol T114.
+    const mesh = await pair();
+    after(() => mesh.stop());
+    for (const node of [mesh.office, mesh.home]) {
+      const port = node.endpoint.proxyPort.toString(16).toUpperCase().padStart(4, '0');
+      const listening = ['tcp', 'tcp6'].flatMap((table) => readFileSync(`/proc/net/${table}`, 'utf8').split('\n'))
+        .map((line) => line.trim().split(/\s+/))
+        .filter(([, local, , state]) => state === '0A' && local.endsWith(`:${port}`))
+        .map(([, local]) => local.split(':')[0]);
+      assert.deepEqual(listening, ['0100007F'], `sockets of ${node.config.nodeId}`);
+    }
+  });
 });
