@@ -5,13 +5,13 @@
 //!
 //! # Five flows
 //!
-//! - **Model request out:** `proxy/chat` validates -> `models/select` picks a node from a catalog
-//!   snapshot -> `models/outbound` opens an exchange with a deadline -> `mesh/session` seals ->
-//!   `mesh/link` queues. Chunks come back by request id; `proxy/chat` writes them to the client.
-//!   Client gone: the dropped call sends `cancel`.
-//! - **Model request in:** `mesh/link` -> `mesh/session` opens -> [`exchange`] -> `models/inbound`
-//!   checks the caller and the lent model -> `models/provider` -> chunks -> one end or error.
-//!   `cancel` aborts the call to the provider.
+//! - **Model request out:** `proxy/model` reads and checks -> `models/outbound` picks a node by
+//!   `models/select` and opens an [`exchange`] with a deadline -> `mesh/session` -> `mesh/link` seals
+//!   and queues. Chunks come back by request id; `proxy/model` writes them to the client. Client
+//!   gone: the dropped call sends `cancel`.
+//! - **Model request in:** `mesh/link` opens -> `mesh/session` -> [`exchange`] -> `models/inbound`
+//!   checks the caller and the lent model -> `models/serve` -> `models/provider` -> chunks -> one end
+//!   or error. `cancel` aborts the call to the provider.
 //! - **Relayed frame, tool call, handoff stream:** `docs/protocol.md` 5.6, 8 and 7; not built yet.
 //!
 //! # Map
