@@ -17,8 +17,10 @@
 mod budget;
 mod call;
 mod dispatch;
+mod handlers;
 mod inbound;
 mod incoming;
+mod lineage;
 mod message;
 mod outbound;
 mod receiver;
@@ -65,9 +67,11 @@ use crate::{
 pub use self::{
     budget::{HeldBody, NodeBudget},
     call::Call,
+    handlers::Handlers,
     incoming::{BodyReader, Incoming, Reply},
+    lineage::{Chain, Lineage, SESSION_HEADER},
     message::Phase,
-    request::{End, InboundHandler, Item, Kind, Limits, NewRequest, Timeouts},
+    request::{End, InboundHandler, Item, Kind, Limits, NewRequest, Sessions, Timeouts},
     stats::{Drop as DropReason, Stats},
 };
 pub use crate::mesh::session::SessionRef;

@@ -19,7 +19,7 @@ use crate::{
     control::{Control, status::Facts},
     crypto::stretch::MeshKeys,
     drain::Tasks,
-    exchange::{Exchange, Limits, SessionRef},
+    exchange::{Exchange, Handlers, Kind, Limits, SessionRef, Sessions},
     ids::{Boot, NodeId},
     mesh::{
         Mesh, MeshSettings,
@@ -32,7 +32,7 @@ use crate::{
         catalog::Catalog,
         inbound::ModelService,
         lent::{KeyRefresher, LentModels},
-        outbound::{Outbound, Sessions},
+        outbound::Outbound,
         provider::Client,
         select::Us,
         serve::Server,
@@ -147,7 +147,8 @@ impl Node {
             node_budget_bytes: usize::try_from(config.limits.node_memory_bytes)
                 .unwrap_or(usize::MAX),
         };
-        let exchange = Exchange::with_limits(tasks.clone(), Arc::new(service.clone()), limits);
+        let handlers = Handlers::new().with(Kind::Model, Arc::new(service.clone()));
+        let exchange = Exchange::with_limits(tasks.clone(), Arc::new(handlers), limits);
         service.count_bodies(exchange.budget());
 
         let ourselves = Ourselves {

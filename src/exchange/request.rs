@@ -7,9 +7,12 @@ use serde_json::value::RawValue;
 
 use super::Incoming;
 use crate::{
-    ids::RequestId,
-    mesh::session::Class,
-    wire::limits::{NODE_BUDGET_BYTES, REQUEST_BODY_BYTES, RESPONSE_BODY_BYTES},
+    ids::{NodeId, RequestId},
+    mesh::session::{Class, SessionRef},
+    wire::{
+        code::Failure,
+        limits::{NODE_BUDGET_BYTES, REQUEST_BODY_BYTES, RESPONSE_BODY_BYTES},
+    },
 };
 
 /// Kinds of request (protocol 5.3); the text is the inner `type`.
@@ -122,6 +125,15 @@ pub enum Item {
 pub trait InboundHandler: Send + Sync + fmt::Debug {
     /// Takes one request. Dropping `incoming` answers it with a failure.
     fn handle(&self, incoming: Incoming);
+}
+
+/// Where sessions to other nodes come from; the mesh implements it.
+pub trait Sessions: Send + Sync + fmt::Debug {
+    /// A session with `node`.
+    ///
+    /// # Errors
+    /// `no_route` or `peer_unreachable`.
+    fn session(&self, node: &NodeId) -> Result<SessionRef, Failure>;
 }
 
 impl Item {

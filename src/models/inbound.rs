@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     drain::Tasks,
-    exchange::{BodyReader, End, HeldBody, InboundHandler, Incoming, Kind, NodeBudget, Reply},
+    exchange::{BodyReader, End, HeldBody, InboundHandler, Incoming, NodeBudget, Reply},
     ids::NodeId,
     mesh::session::{Class, Peer},
     wire::{
@@ -31,7 +31,8 @@ use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Answers model requests of other nodes.
+/// Answers model requests of other nodes; requests of other kinds never get here
+/// ([`crate::exchange::Handlers`]).
 #[derive(Debug, Clone)]
 pub struct ModelService(Arc<Inner>);
 
@@ -61,13 +62,6 @@ struct ModelReq<'a> {
 
 impl InboundHandler for ModelService {
     fn handle(&self, incoming: Incoming) {
-        if incoming.kind != Kind::Model {
-            incoming.reply.fail(Failure::not_started(
-                Code::UnsupportedType,
-                "this node does not serve such requests",
-            ));
-            return;
-        }
         let this = self.clone();
         self.0
             .tasks

@@ -3,7 +3,7 @@
 //! A request that has produced output is never repeated. Until then, when other candidates are left and
 //! the failure is one that another node may not have, the next one is asked, at most three in all.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
@@ -22,7 +22,7 @@ use super::{
     splice::{Scan, push_string},
 };
 use crate::{
-    exchange::{Exchange, HeldBody, Item, Kind, NewRequest, SessionRef, Timeouts},
+    exchange::{Exchange, HeldBody, Item, Kind, NewRequest, Sessions, Timeouts},
     ids::{NodeId, RequestId},
     mesh::{session::Class, view::View},
     wire::{
@@ -33,15 +33,6 @@ use crate::{
         },
     },
 };
-
-/// Where sessions come from; the mesh implements it.
-pub trait Sessions: Send + Sync + fmt::Debug {
-    /// A session with `node`.
-    ///
-    /// # Errors
-    /// `no_route` or `peer_unreachable`.
-    fn session(&self, node: &NodeId) -> Result<SessionRef, Failure>;
-}
 
 /// One model request of a local client.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use clawmatrix::{
     control::{Control, status::Facts},
     crypto::identity::PublicKey,
     drain::Tasks,
-    exchange::Exchange,
+    exchange::{Exchange, Sessions},
     ids::{Boot, NodeId, SessionId},
     mesh::{
         session::{Class, Peer, SendError, Session, SessionHandler, SessionRef},
@@ -27,7 +27,7 @@ use clawmatrix::{
         catalog::Catalog,
         inbound::ModelService,
         lent::{KeyRefresher, LentModels},
-        outbound::{Outbound, Sessions},
+        outbound::Outbound,
         provider::Client,
         select::Us,
         serve::Server,
