@@ -164,8 +164,14 @@ async fn supervised(
                 warnings,
             } => (config, providers, warnings),
             ToSidecar::Drain => return Ok(0),
-            ToSidecar::Providers { .. } => {
-                return Err(StartError::Shim("`providers` came before `config`".into()));
+            ToSidecar::Providers { .. }
+            | ToSidecar::RunStarted { .. }
+            | ToSidecar::RunDelta { .. }
+            | ToSidecar::RunTool { .. }
+            | ToSidecar::RunEnd { .. }
+            | ToSidecar::MessageDone { .. }
+            | ToSidecar::ToolResult { .. } => {
+                return Err(StartError::Shim("something came before `config`".into()));
             }
         },
         Ok(Some(Heard::Garbled(why))) => return Err(StartError::Shim(why)),
@@ -183,19 +189,21 @@ async fn supervised(
     loop {
         tokio::select! {
             said = heard.recv() => match said {
-                Some(Heard::Message(message)) => match *message {
-                    ToSidecar::Providers { providers, warnings, id } => {
+                Some(Heard::Message(message)) => match node.heard(*message) {
+                    None => {}
+                    Some(ToSidecar::Providers { providers, warnings, id }) => {
                         node.set_providers(&providers, id);
                         node.set_shim_warnings(warnings);
                     }
-                    ToSidecar::Drain => break,
-                    ToSidecar::Config { .. } => {
+                    Some(ToSidecar::Drain) => break,
+                    Some(_) => {
                         tracing::warn!("a second configuration is ignored; the shim restarts the node for that");
                     }
                 },
                 Some(Heard::Garbled(why)) => tracing::error!(why, "bad line from the shim"),
                 Some(Heard::Ended) | None => {
                     tracing::info!("the gateway is gone, exiting");
+                    node.gateway_gone();
                     node.drain(ORPHAN_GRACE).await;
                     return Ok(0);
                 }
@@ -204,15 +212,26 @@ async fn supervised(
         }
     }
     let grace = node.drain_timeout();
+    let bridge = node.bridge();
     let drained = node.drain(grace);
     tokio::pin!(drained);
     loop {
         tokio::select! {
             () = &mut drained => return Ok(0),
             () = signals.wait() => return Ok(0),
-            said = heard.recv() => if matches!(said, Some(Heard::Ended) | None) {
-                // Nobody waits for the answers any more.
-                return Ok(timeout(ORPHAN_GRACE, drained).await.map_or(0, |()| 0));
+            said = heard.recv() => match said {
+                // What runs in the gateway goes on telling while we drain.
+                Some(Heard::Message(message)) => if let Some(bridge) = &bridge {
+                    let _other = bridge.heard(*message);
+                },
+                Some(Heard::Garbled(why)) => tracing::error!(why, "bad line from the shim"),
+                Some(Heard::Ended) | None => {
+                    if let Some(bridge) = &bridge {
+                        bridge.gateway_gone();
+                    }
+                    // Nobody waits for the answers any more.
+                    return Ok(timeout(ORPHAN_GRACE, drained).await.map_or(0, |()| 0));
+                }
             },
         }
     }

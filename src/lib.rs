@@ -27,6 +27,7 @@ pub mod control;
 pub mod crypto;
 pub mod drain;
 pub mod exchange;
+pub mod handoff;
 pub mod ids;
 pub mod mesh;
 pub mod models;

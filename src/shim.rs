@@ -1,6 +1,7 @@
 //! The conversation with the JavaScript shim: one JSON object a line on standard input and output
 //! (`run --parent stdio`). Logs go to standard error. End of input means: exit within 1 s.
 
+pub mod bridge;
 pub mod keys;
 pub mod stdio;
 
@@ -38,8 +39,87 @@ pub enum ToSidecar {
         #[serde(default)]
         id: Option<u64>,
     },
+    /// A run has begun: OpenClaw has taken it.
+    RunStarted {
+        /// The `id` of the `run_agent`.
+        id: u64,
+    },
+    /// Further text of the agent.
+    RunDelta {
+        /// As above.
+        id: u64,
+        /// The text that is new.
+        text: String,
+    },
+    /// The agent uses a tool.
+    RunTool {
+        /// As above.
+        id: u64,
+        /// The tool.
+        name: String,
+        /// Whether it begins or has ended.
+        phase: ToolPhase,
+        /// Whether it failed, once it has ended.
+        #[serde(default)]
+        failed: bool,
+    },
+    /// A run is over; nothing follows for its id.
+    RunEnd {
+        /// As above.
+        id: u64,
+        /// How it ended.
+        outcome: RunOutcome,
+        /// What the agent answered in the end.
+        #[serde(default)]
+        text: String,
+        /// Why it failed, for people.
+        #[serde(default)]
+        error: Option<String>,
+    },
+    /// A message is in the agent's session, or cannot get there.
+    MessageDone {
+        /// The `id` of the `message`.
+        id: u64,
+        /// Why not.
+        #[serde(default)]
+        error: Option<String>,
+    },
+    /// What `/tools/invoke` of the gateway answered.
+    ToolResult {
+        /// The `id` of the `invoke_tool`.
+        id: u64,
+        /// HTTP status of the gateway; 0 when it could not be asked.
+        status: u16,
+        /// Its JSON answer, or `{"error":{"message"}}` when it could not be asked.
+        #[serde(default)]
+        body: Value,
+    },
     /// Stop taking work, finish what runs, exit 0.
     Drain,
+}
+
+/// Where a tool of a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolPhase {
+    /// It begins.
+    Start,
+    /// It has ended.
+    End,
+}
+
+/// How a run ended, as the shim tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunOutcome {
+    /// The agent answered.
+    Completed,
+    /// It could not.
+    Failed,
+    /// It never began: no such agent, or OpenClaw refused it.
+    Refused,
+    /// It was aborted.
+    Cancelled,
 }
 
 /// One provider of OpenClaw, resolved by the shim. Holds a key: never logged.
@@ -95,6 +175,65 @@ pub enum FromSidecar {
         id: u64,
         /// The provider.
         provider: String,
+    },
+    /// Run one turn of an agent. Answered by `run_started`, `run_delta`, `run_tool` and one `run_end`.
+    RunAgent {
+        /// Names the run in all that follows.
+        id: u64,
+        /// The agent.
+        agent: String,
+        /// Its session: the same key continues it.
+        #[serde(rename = "sessionKey")]
+        session_key: String,
+        /// Name of the session's transcript, the same for the same key.
+        #[serde(rename = "sessionId")]
+        session_id: String,
+        /// What the agent is told.
+        prompt: String,
+        /// The only tools the run may use; none = those of the agent.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tools: Option<Vec<String>>,
+        /// Longest time the run may take.
+        #[serde(rename = "timeoutMs")]
+        timeout_ms: u64,
+    },
+    /// End a run; its `run_end` still follows.
+    AbortRun {
+        /// The `id` of the `run_agent`.
+        id: u64,
+    },
+    /// Put a text into the main session of an agent. Answered by `message_done`.
+    Message {
+        /// Names the question.
+        id: u64,
+        /// The agent.
+        agent: String,
+        /// The text, marked as another node's.
+        text: String,
+        /// Whether the agent is to look at it now; if not, it waits for the next turn.
+        wake: bool,
+        /// Names the message: the same key twice is one message.
+        key: String,
+    },
+    /// Call a tool through the gateway's `/tools/invoke`. Answered by `tool_result`.
+    InvokeTool {
+        /// Names the question.
+        id: u64,
+        /// The tool.
+        tool: String,
+        /// Its arguments.
+        args: Value,
+        /// OpenClaw session to call it in; none = the gateway's main one.
+        #[serde(rename = "sessionKey", skip_serializing_if = "Option::is_none")]
+        session_key: Option<String>,
+        /// Longest time the call may take.
+        #[serde(rename = "timeoutMs")]
+        timeout_ms: u64,
+    },
+    /// Nobody waits for a tool call any more; its `tool_result` still follows.
+    AbortTool {
+        /// The `id` of the `invoke_tool`.
+        id: u64,
     },
     /// The provider entries OpenClaw should have, whole. Sent when one changes, never for load.
     Catalog {

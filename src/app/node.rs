@@ -43,7 +43,7 @@ use crate::{
         model::Models,
         tokens::{LaunchToken, TokenStore},
     },
-    shim::{FromSidecar, keys::ShimKeys, stdio::Voice},
+    shim::{FromSidecar, ToSidecar, bridge::Bridge, keys::ShimKeys, stdio::Voice},
     state::{StateDir, StateLock},
     telemetry::Redactor,
     trust::TrustStore,
@@ -76,6 +76,7 @@ pub(super) struct Node {
     api: LocalApi,
     lent: LentModels,
     keys: Option<ShimKeys>,
+    bridge: Option<Bridge>,
     redactor: Redactor,
     drain_timeout: Duration,
     /// What configuration, shim and mesh want the operator to know.
@@ -125,6 +126,7 @@ impl Node {
         let listen_port = listener.as_ref().map(port_of).transpose()?;
 
         let shim_keys = voice.map(|voice| ShimKeys::new(voice.clone()));
+        let bridge = voice.map(|voice| Bridge::new(voice.clone()));
         let refresher = shim_keys
             .clone()
             .map(|keys| Arc::new(keys) as Arc<dyn KeyRefresher>);
@@ -268,6 +270,7 @@ impl Node {
             api,
             lent,
             keys: shim_keys,
+            bridge,
             redactor,
             drain_timeout: config.drain_timeout,
             warnings,
@@ -282,6 +285,26 @@ impl Node {
     /// The configured grace period.
     pub(super) const fn drain_timeout(&self) -> Duration {
         self.drain_timeout
+    }
+
+    /// The way to the gateway's process, if it is our parent.
+    pub(super) fn bridge(&self) -> Option<Bridge> {
+        self.bridge.clone()
+    }
+
+    /// Takes what the shim says of its work for us; gives back what is for the node as a whole.
+    pub(super) fn heard(&self, message: ToSidecar) -> Option<ToSidecar> {
+        match &self.bridge {
+            Some(bridge) => bridge.heard(message),
+            None => Some(message),
+        }
+    }
+
+    /// What the gateway worked on for us has ended with it.
+    pub(super) fn gateway_gone(&self) {
+        if let Some(bridge) = &self.bridge {
+            bridge.gateway_gone();
+        }
     }
 
     /// Puts a new provider table in force and wakes who asked for it by `id`.

@@ -13,8 +13,9 @@ use super::{FromSidecar, ToSidecar};
 
 /// Longest line the shim may send: a configuration with every provider it can name fits many times.
 const LINE_BYTES: u64 = 8 * 1024 * 1024;
-/// Messages waiting in either direction. The shim sends a handful an hour.
-const QUEUE_MESSAGES: usize = 64;
+/// Messages waiting in either direction: the pieces of a few runs while the node is busy. A shim
+/// that sends faster is slowed down by its pipe.
+const QUEUE_MESSAGES: usize = 256;
 
 /// What arrives from the shim.
 #[derive(Debug)]
@@ -35,17 +36,28 @@ impl Voice {
     /// Queues one message. When the shim does not read, the message is dropped and logged, for the
     /// node must not wait for it; the next change sends the whole state again.
     pub fn say(&self, message: &FromSidecar) {
-        let mut line = match serde_json::to_string(message) {
-            Ok(line) => line,
-            Err(error) => {
-                tracing::error!(%error, "message for the shim cannot be written");
-                return;
-            }
-        };
-        line.push('\n');
-        if self.0.try_send(line).is_err() {
+        if !self.ask(message) {
             tracing::warn!("the shim does not read; message dropped");
         }
+    }
+
+    /// Queues a message that wants an answer; false when the shim does not read and it was dropped.
+    #[must_use]
+    pub fn ask(&self, message: &FromSidecar) -> bool {
+        match serde_json::to_string(message) {
+            Ok(line) => self.0.try_send(line + "\n").is_ok(),
+            Err(error) => {
+                tracing::error!(%error, "message for the shim cannot be written");
+                false
+            }
+        }
+    }
+
+    /// A voice whose lines are read from the other end, for tests.
+    #[cfg(test)]
+    pub(crate) fn recorded() -> (Self, mpsc::Receiver<String>) {
+        let (say, said) = mpsc::channel(QUEUE_MESSAGES);
+        (Self(say), said)
     }
 
     /// Waits a moment until the last messages are written, before the process ends.

@@ -226,6 +226,16 @@ pub const NESTED_MARGIN: Duration = Duration::from_millis(50);
 /// Difference between `at` and our own clock that makes a request stale (7.1).
 pub const STALE_AFTER: Duration = Duration::from_secs(60);
 
+// -- 7 handoffs and messages ---------------------------------------------------------------------
+/// Text of a running handoff that is kept for its followers; the result at the end is apart.
+pub const HANDOFF_TEXT_BYTES: usize = 4 * MIB;
+/// Tool events of a running handoff that are kept for its followers.
+pub const HANDOFF_TOOL_EVENTS: usize = 4096;
+/// Runs, messages and tool calls that wait for the gateway's process at once.
+pub const BRIDGE_REQUESTS: usize = 256;
+/// The gateway takes a message into a session within this.
+pub const BRIDGE_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
 // -- 9 local surface -----------------------------------------------------------------------------
 /// Connections to the local API.
 pub const LOCAL_CONNECTIONS: usize = 2048;
