@@ -1,6 +1,7 @@
 //! The composition root: every part of a node is made here, in order, with what it needs passed in,
 //! and stopped in the reverse order.
 
+mod agents;
 mod bind;
 mod error;
 mod failure;

@@ -2,11 +2,13 @@
 //!
 //! Results go to standard output, messages to standard error. Only verbs that work are here.
 
+mod agents;
 mod chat;
 mod client;
 mod completions;
 mod doctor;
 mod error;
+mod handoff;
 mod identity;
 mod locate;
 mod models;
@@ -16,7 +18,6 @@ mod run;
 mod schema;
 mod secret;
 mod setup;
-mod sse;
 mod status;
 mod token;
 mod trust;
@@ -71,8 +72,12 @@ enum Verb {
     Peers,
     /// List the models usable from here.
     Models(models::Args),
+    /// List the agents that take tasks and messages.
+    Agents,
     /// Talk to a model; the answer streams to the terminal.
     Chat(chat::Args),
+    /// Give a task to an agent of another node; the answer streams to the terminal.
+    Handoff(handoff::Args),
     /// Print this node's public key and its short form.
     Identity,
     /// Whose keys are believed.
@@ -124,7 +129,9 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Status => status::run(context),
         Verb::Peers => peers::run(context),
         Verb::Models(args) => models::run(&args, context),
+        Verb::Agents => agents::run(context),
         Verb::Chat(args) => chat::run(&args, context),
+        Verb::Handoff(args) => handoff::run(&args, context),
         Verb::Identity => identity::run(context),
         Verb::Trust(args) => trust::run(&args, context),
         Verb::Token(args) => token::run(&args, context),

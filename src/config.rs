@@ -33,6 +33,7 @@ use crate::{
         secret::Secret,
     },
     ids::{MeshName, NodeId},
+    mesh::session::Peer,
     state::StateDir,
     trust::Level,
     wire::limits,
@@ -142,6 +143,21 @@ pub struct AgentConfig {
     pub tags: Vec<String>,
     /// Who may use it; none = everyone at `pinned`.
     pub allow: Option<Allow>,
+    /// The only tools a run for another node may use; none = those of the agent.
+    pub tools: Option<Vec<String>>,
+    /// The server that runs it instead of OpenClaw.
+    pub endpoint: Option<AgentEndpoint>,
+}
+
+/// An OpenAI-style server that runs an agent.
+#[derive(Debug, Clone)]
+pub struct AgentEndpoint {
+    /// Base URL, up to and with `/v1`.
+    pub base_url: url::Url,
+    /// Its key.
+    pub api_key: Option<Secret<String>>,
+    /// What to ask for as `model`.
+    pub model: String,
 }
 
 /// Patterns over node names and `label:` of an `allow` list.
@@ -154,6 +170,27 @@ pub struct Allow {
     pub nodes: GlobSet,
     /// Labels our operator gives.
     pub labels: Vec<String>,
+}
+
+impl Allow {
+    /// Whether `list` lets `caller` in; no list lets everyone at `pinned` in. A pattern with a
+    /// wildcard, unless it is exactly `*`, holds for `trusted` keys only: anybody could mint a fitting
+    /// name (protocol 8.1).
+    #[must_use]
+    pub fn admits(list: Option<&Self>, caller: &Peer) -> bool {
+        if caller.level < Level::Pinned {
+            return false;
+        }
+        let Some(allow) = list else {
+            return true;
+        };
+        let by_name = allow.nodes.matches(caller.node.as_str()).iter().any(|i| {
+            let pattern = allow.patterns.get(*i).map_or("", String::as_str);
+            let exact = !pattern.contains(['*', '?', '[', '{']);
+            exact || pattern == "*" || caller.level >= Level::Trusted
+        });
+        by_name || allow.labels.iter().any(|l| caller.labels.contains(l))
+    }
 }
 
 /// Where a lent model is served and what it can do.

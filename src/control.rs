@@ -1,6 +1,7 @@
 //! The control API under `/api/v1`, for the command line, the shim and the dashboard, and `/metrics`.
 //! Handlers parse, call one function, render.
 
+pub mod handoff;
 pub mod metrics;
 pub mod status;
 pub mod tokens;
@@ -14,7 +15,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use self::{metrics::MetricSource, status::Facts};
 use crate::{
-    exchange::NodeBudget,
+    exchange::{Lineage, NodeBudget},
+    handoff::outbound::Handoffs,
     models::catalog::Catalog,
     proxy::{
         body::ReplyBody,
@@ -24,7 +26,10 @@ use crate::{
         tokens::{Grant, Scope, TokenStore},
         upload::{self, Upload},
     },
-    wire::code::{Code, Failure},
+    wire::{
+        code::{Code, Failure},
+        limits::HANDOFF_BODY_BYTES,
+    },
 };
 
 /// Longest body of a control request.
@@ -39,6 +44,10 @@ pub struct Control {
     pub tokens: TokenStore,
     /// Known models.
     pub catalog: Catalog,
+    /// Handoffs of ours.
+    pub handoffs: Handoffs,
+    /// What now runs here for other nodes.
+    pub lineage: Lineage,
     /// Bodies now held.
     pub budget: NodeBudget,
     /// Whatever counts.
@@ -90,6 +99,23 @@ impl Control {
                 Ok(json(self.facts.peers(), asked))
             }
             "/metrics" | "/api/v1/status" | "/api/v1/peers" => Ok(method_not_allowed("GET", asked)),
+            "/api/v1/handoff" => {
+                if *method != Method::POST {
+                    return Ok(method_not_allowed("POST", asked));
+                }
+                require(grant, Scope::Send)?;
+                let wanted = self.parse_long(body, HANDOFF_BODY_BYTES as u64 * 2).await?;
+                handoff::start(&self.handoffs, &self.lineage, &head.headers, wanted, asked).await
+            }
+            _ if path.starts_with("/api/v1/handoff/") => {
+                require(grant, Scope::Send)?;
+                let id = path.trim_start_matches("/api/v1/handoff/");
+                match *method {
+                    Method::GET | Method::HEAD => handoff::look(&self.handoffs, id, asked),
+                    Method::DELETE => handoff::cancel(&self.handoffs, id, asked).await,
+                    _ => Ok(method_not_allowed("GET, DELETE", asked)),
+                }
+            }
             "/api/v1/models/forget" => {
                 if *method != Method::POST {
                     return Ok(method_not_allowed("POST", asked));
@@ -130,9 +156,18 @@ impl Control {
 
     /// Reads a small JSON body; an empty one stands for `{}`.
     async fn parse<T: DeserializeOwned>(&self, body: Incoming) -> Result<T, Failure> {
+        self.parse_long(body, CONTROL_BODY_BYTES).await
+    }
+
+    /// The same for a body of up to `limit` bytes.
+    async fn parse_long<T: DeserializeOwned>(
+        &self,
+        body: Incoming,
+        limit: u64,
+    ) -> Result<T, Failure> {
         let (bytes, _held) = upload::read(Upload {
             body,
-            limit: CONTROL_BODY_BYTES,
+            limit,
             budget: &self.budget,
         })
         .await?;

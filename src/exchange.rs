@@ -69,7 +69,7 @@ pub use self::{
     call::Call,
     handlers::Handlers,
     incoming::{BodyReader, Incoming, Reply},
-    lineage::{Chain, Lineage, SESSION_HEADER},
+    lineage::{Chain, Entered, Lineage, SESSION_HEADER, looped},
     message::Phase,
     request::{End, InboundHandler, Item, Kind, Limits, NewRequest, Sessions, Timeouts},
     stats::{Drop as DropReason, Stats},

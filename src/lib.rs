@@ -12,11 +12,15 @@
 //! - **Model request in:** `mesh/link` opens -> `mesh/session` -> [`exchange`] -> `models/inbound`
 //!   checks the caller and the lent model -> `models/serve` -> `models/provider` -> chunks -> one end
 //!   or error. `cancel` aborts the call to the provider.
-//! - **Relayed frame, tool call, handoff stream:** `docs/protocol.md` 5.6, 8 and 7; not built yet.
+//! - **Handoff stream:** `control/handoff` -> `handoff/outbound` finds an agent by `handoff/target` and
+//!   opens an [`exchange`] -> far `handoff/inbound` checks the caller and starts a run through
+//!   `shim/bridge` or a server -> what happens goes into a `handoff/record` and comes back as lines ->
+//!   one end. A lost link leaves the run; the origin attaches again.
+//! - **Relayed frame, tool call:** `docs/protocol.md` 5.6 and 8; not built yet.
 //!
 //! # Map
 //!
-//! `main -> {cli, app} -> {proxy, control, shim} -> models -> exchange -> mesh -> crypto -> wire ->
+//! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff} -> exchange -> mesh -> crypto -> wire ->
 //! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
 //! (and to `cli`, which writes it).
 
@@ -33,6 +37,7 @@ pub mod mesh;
 pub mod models;
 pub mod proxy;
 pub mod shim;
+pub mod sse;
 pub mod state;
 pub mod telemetry;
 pub mod trust;

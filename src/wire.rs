@@ -4,6 +4,7 @@
 
 pub mod close;
 pub mod code;
+pub mod foreign;
 pub mod frame;
 pub mod inner;
 pub mod json;

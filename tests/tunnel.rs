@@ -3,7 +3,8 @@
     clippy::unwrap_used,
     clippy::panic,
     unreachable_pub,
-    reason = "a helper that fails is a failed test"
+    dead_code,
+    reason = "a helper that fails is a failed test; not every helper is used by every test binary"
 )]
 
 #[path = "support/local_node.rs"]

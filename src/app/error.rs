@@ -3,8 +3,8 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
-    config::ConfigError, crypto::identity::IdentityError, proxy::tokens::TokenError,
-    state::StateError, trust::TrustError,
+    config::ConfigError, crypto::identity::IdentityError, models::endpoint::EndpointError,
+    proxy::tokens::TokenError, state::StateError, trust::TrustError,
 };
 
 /// Why a node did not start.
@@ -53,6 +53,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The server of an agent cannot be called.
+    #[error("agent `{0}` cannot be served")]
+    Agent(String, #[source] EndpointError),
     /// The shim said nothing usable.
     #[error("no configuration came from the gateway: {0}")]
     Shim(String),
@@ -73,7 +76,7 @@ impl StartError {
         match self {
             Self::PortInUse { .. } => 69,
             Self::State(StateError::Held(_)) => 73,
-            Self::Config(_) | Self::Identity(_) => 78,
+            Self::Config(_) | Self::Identity(_) | Self::Agent(..) => 78,
             Self::State(StateError::Io { .. })
             | Self::Trust(_)
             | Self::Tokens(_)
@@ -103,6 +106,7 @@ impl StartError {
                 Some("the state folder must belong to the account that runs the node".into())
             }
             Self::Identity(error) => Some(error.hint()),
+            Self::Agent(..) => Some("mend its `baseUrl` or `apiKey`".into()),
             Self::Config(_)
             | Self::Trust(_)
             | Self::Tokens(_)

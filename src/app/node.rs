@@ -13,13 +13,20 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Logs, Providers, StartError, bind::bind, hold, metrics::NodeMetrics};
+use super::{
+    Logs, Providers, StartError, agents::EndpointAgent, bind::bind, hold, metrics::NodeMetrics,
+};
 use crate::{
     config::{AgentConfig, Config},
     control::{Control, status::Facts},
     crypto::stretch::MeshKeys,
     drain::Tasks,
-    exchange::{Exchange, Handlers, Kind, Limits, SessionRef, Sessions},
+    exchange::{Exchange, Handlers, Kind, Limits, Lineage, SessionRef, Sessions},
+    handoff::{
+        inbound::{HandoffService, OfferedAgent},
+        outbound::{Handoffs, Parts},
+        runner::AgentRunner,
+    },
     ids::{Boot, NodeId},
     mesh::{
         Mesh, MeshSettings,
@@ -137,9 +144,10 @@ impl Node {
             &providers,
             refresher,
         );
+        let client = Client::new(tasks.clone());
         let server = Server::new(
             lent.clone(),
-            Client::new(tasks.clone()),
+            client.clone(),
             config.limits.response_body_bytes,
         );
         let service = ModelService::new(config.node_id.clone(), server.clone(), tasks.clone());
@@ -149,7 +157,17 @@ impl Node {
             node_budget_bytes: usize::try_from(config.limits.node_memory_bytes)
                 .unwrap_or(usize::MAX),
         };
-        let handlers = Handlers::new().with(Kind::Model, Arc::new(service.clone()));
+        let lineage = Lineage::default();
+        let handoff_service = HandoffService::new(
+            config.node_id.clone(),
+            offered_agents(&config.agents, bridge.as_ref(), &client, &tasks)?,
+            config.handoff_timeout,
+            lineage.clone(),
+            tasks.clone(),
+        );
+        let handlers = Handlers::new()
+            .with(Kind::Model, Arc::new(service.clone()))
+            .with(Kind::Handoff, Arc::new(handoff_service.clone()));
         let exchange = Exchange::with_limits(tasks.clone(), Arc::new(handlers), limits);
         service.count_bodies(exchange.budget());
 
@@ -186,6 +204,16 @@ impl Node {
             Arc::new(mesh.clone()),
             mesh.view(),
         );
+        let handoffs = Handoffs::new(Parts {
+            us: config.node_id.clone(),
+            min_trust: config.outbound_min_trust,
+            idle: config.handoff_timeout,
+            exchange: exchange.clone(),
+            sessions: Arc::new(mesh.clone()),
+            view: mesh.view(),
+            service: handoff_service,
+            tasks: tasks.clone(),
+        });
         let (tokens, launch) = TokenStore::start(&state)?;
         let counters = Arc::new(Counters::default());
         let warnings = watch::Sender::new(config.warnings.clone());
@@ -199,6 +227,8 @@ impl Node {
             },
             catalog: catalog.clone(),
             control: Control {
+                handoffs,
+                lineage,
                 budget: exchange.budget(),
                 facts: Facts {
                     node: config.node_id.clone(),
@@ -378,7 +408,10 @@ fn learn_secrets(redactor: &Redactor, config: &Config, providers: &Providers) {
     for older in &config.accept_secrets {
         redactor.learn(older.secret.reveal());
     }
-    for key in config.models.iter().filter_map(|m| m.api_key.as_ref()) {
+    let of_agents = config.agents.iter().filter_map(|a| a.endpoint.as_ref());
+    let of_agents = of_agents.filter_map(|endpoint| endpoint.api_key.as_ref());
+    let of_models = config.models.iter().filter_map(|m| m.api_key.as_ref());
+    for key in of_models.chain(of_agents) {
         redactor.learn(key.reveal());
     }
     learn_keys(redactor, providers);
@@ -418,6 +451,32 @@ fn write_endpoint(
     state.write(ENDPOINT, endpoint.to_string().as_bytes())?;
     state.remove(super::failure::FILE);
     Ok(())
+}
+
+/// The agents with who runs each: its server if it has one, else the gateway, else nobody.
+fn offered_agents(
+    agents: &[AgentConfig],
+    bridge: Option<&Bridge>,
+    client: &Client,
+    tasks: &Tasks,
+) -> Result<Vec<OfferedAgent>, StartError> {
+    let offered = |agent: &AgentConfig| {
+        let runner = match &agent.endpoint {
+            Some(endpoint) => {
+                let agent = EndpointAgent::new(endpoint, client.clone(), tasks.clone())
+                    .map_err(|error| StartError::Agent(agent.id.clone(), error))?;
+                Some(Arc::new(agent) as Arc<dyn AgentRunner>)
+            }
+            None => bridge.map(|bridge| Arc::new(bridge.clone()) as Arc<dyn AgentRunner>),
+        };
+        Ok(OfferedAgent {
+            id: agent.id.clone(),
+            allow: agent.allow.clone(),
+            tools: agent.tools.clone(),
+            runner,
+        })
+    };
+    agents.iter().map(offered).collect()
 }
 
 fn agent_offers(agents: &[AgentConfig]) -> Vec<AgentOffer> {

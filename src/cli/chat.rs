@@ -14,8 +14,8 @@ use super::{
     client::{Client, block_on},
     error::{CliError, USAGE},
     output::{self, Paint},
-    sse::Events,
 };
+use crate::sse::Events;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -31,7 +31,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
     let text = match &args.text {
         Some(text) => text.clone(),
-        None => from_stdin()?,
+        None => from_stdin("nothing to say", "clawmatrix chat MODEL TEXT")?,
     };
     let client = Client::open(&context.common)?;
     let answer = block_on(ask(&client, args, &text, context))?;
@@ -41,7 +41,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
     Ok(0)
 }
 
-fn from_stdin() -> Result<String, CliError> {
+/// A text from standard input; an empty one is wrong `usage`.
+pub(super) fn from_stdin(nothing: &str, usage: &str) -> Result<String, CliError> {
     if io::stdin().is_terminal() {
         output::note("Type what to say, then Ctrl-D:");
     }
@@ -53,8 +54,8 @@ fn from_stdin() -> Result<String, CliError> {
     if text.trim().is_empty() {
         return Err(CliError::with(
             USAGE,
-            "nothing to say",
-            "`clawmatrix chat MODEL TEXT`, or give the text on standard input",
+            nothing,
+            format!("`{usage}`, or give the text on standard input"),
         ));
     }
     Ok(text)

@@ -22,6 +22,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer that is read whole.
 const ANSWER_BYTES: usize = 16 << 20;
 
+/// What most requests are answered in.
+const JSON: &str = "application/json";
+
 /// Speaks to one running node.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -66,7 +69,7 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<Value, CliError> {
         let answer = tokio::time::timeout(TIMEOUT, async {
-            let response = self.send(method, path, body).await?;
+            let response = self.send(method, path, body, JSON).await?;
             let status = response.status();
             let bytes = whole(response).await?;
             if !status.is_success() {
@@ -90,13 +93,27 @@ impl Client {
         })
     }
 
+    /// A `POST` that may take as long as it takes, answered in JSON.
+    pub(super) async fn post_long(&self, path: &str, body: &Value) -> Result<Value, CliError> {
+        let response = self.send(Method::POST, path, Some(body), JSON).await?;
+        let status = response.status();
+        let bytes = whole(response).await?;
+        if !status.is_success() {
+            return Err(refusal(status, &bytes));
+        }
+        serde_json::from_slice(&bytes)
+            .map_err(|_| CliError::failed("the node's answer is not JSON", ""))
+    }
+
     /// A request whose answer is read by the caller as it comes. An error status is an error.
     pub(super) async fn stream(
         &self,
         path: &str,
         body: &Value,
     ) -> Result<Response<Incoming>, CliError> {
-        let response = self.send(Method::POST, path, Some(body)).await?;
+        let response = self
+            .send(Method::POST, path, Some(body), "text/event-stream")
+            .await?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -110,6 +127,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Option<&Value>,
+        accept: &'static str,
     ) -> Result<Response<Incoming>, CliError> {
         let port = self.node.endpoint.proxy_port;
         let gone = |error: &dyn std::fmt::Display| {
@@ -135,6 +153,7 @@ impl Client {
             .method(method)
             .uri(path)
             .header(header::HOST, format!("127.0.0.1:{port}"))
+            .header(header::ACCEPT, accept)
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token));
         let bytes = match body {
             Some(body) => {

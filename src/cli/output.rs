@@ -96,10 +96,19 @@ pub(super) fn note(text: &str) {
 
 /// A text from another node, fit for a terminal: control characters escaped.
 pub(super) fn clean(text: &str) -> String {
+    escape(text, &[])
+}
+
+/// The same for a text of several lines.
+pub(super) fn clean_text(text: &str) -> String {
+    escape(text, &['\n', '\t'])
+}
+
+fn escape(text: &str, keep: &[char]) -> String {
     text.chars()
         .flat_map(|c| {
-            let escape =
-                c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let escape = (c.is_control() && !keep.contains(&c))
+                || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             let plain = (!escape).then_some(c);
             let escaped = escape.then(|| c.escape_unicode());
             plain.into_iter().chain(escaped.into_iter().flatten())

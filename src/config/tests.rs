@@ -530,6 +530,7 @@ fn schema_requires_nothing_and_refuses_unknown_keys() {
         secret,
         [
             "secret",
+            "agents.*.apiKey",
             "models.*.apiKey",
             "acceptSecrets.*.secret",
             "identityFile"

@@ -39,6 +39,10 @@ impl Chain {
     /// # Errors
     /// `loop_detected` when the chain is as long as one may be, or has passed `us` before.
     pub fn hops_from(&self, us: &NodeId) -> Result<Vec<NodeId>, Failure> {
+        if self.hops.last() == Some(us) {
+            // What `us` asked of itself has taken no step.
+            return Ok(self.hops.clone());
+        }
         if self.hops.len() >= HOPS || self.hops.contains(us) {
             return Err(looped());
         }
@@ -88,7 +92,9 @@ impl Chain {
     }
 }
 
-fn looped() -> Failure {
+/// The refusal of a request that closes a circle.
+#[must_use]
+pub fn looped() -> Failure {
     Failure::not_started(
         Code::LoopDetected,
         "the request has passed this node before, or too many nodes",
@@ -171,6 +177,11 @@ mod tests {
         let at_b = Chain::arrived(&["a"], &node("b"), None).unwrap();
         assert_eq!(root.hops_from(&node("a")).unwrap(), [node("a")]);
         assert_eq!(at_b.hops_from(&node("b")).unwrap(), [node("a"), node("b")]);
+        let own = Chain {
+            hops: vec![node("a")],
+            deadline: None,
+        };
+        assert_eq!(own.hops_from(&node("a")).unwrap(), [node("a")]);
         let back = Chain::arrived(&["a", "b"], &node("a"), None).unwrap_err();
         assert_eq!(back.code, Code::LoopDetected);
         let longest = Chain::arrived(&["a", "b", "c", "d"], &node("e"), None).unwrap();

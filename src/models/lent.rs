@@ -24,7 +24,6 @@ use crate::{
     crypto::secret::Secret,
     mesh::{session::Peer, view::ModelOffer},
     shim::ProviderEntry,
-    trust::Level,
     wire::limits::{REFRESH_KEY_EVERY, REFRESH_KEY_TIMEOUT},
 };
 
@@ -63,22 +62,10 @@ impl Drop for Place {
 }
 
 impl LentModel {
-    /// Whether `caller` may use it. A pattern with a wildcard, unless it is exactly `*`, holds for
-    /// `trusted` keys only: anybody could mint a fitting name (protocol 8.1).
+    /// Whether `caller` may use it.
     #[must_use]
     pub fn admits(&self, caller: &Peer) -> bool {
-        if caller.level < Level::Pinned {
-            return false;
-        }
-        let Some(allow) = &self.allow else {
-            return true;
-        };
-        let by_name = allow.nodes.matches(caller.node.as_str()).iter().any(|i| {
-            let pattern = allow.patterns.get(*i).map_or("", String::as_str);
-            let exact = !pattern.contains(['*', '?', '[', '{']);
-            exact || pattern == "*" || caller.level >= Level::Trusted
-        });
-        by_name || allow.labels.iter().any(|l| caller.labels.contains(l))
+        Allow::admits(self.allow.as_ref(), caller)
     }
 
     /// Requests now running.

@@ -231,6 +231,36 @@ pub const STALE_AFTER: Duration = Duration::from_secs(60);
 pub const HANDOFF_TEXT_BYTES: usize = 4 * MIB;
 /// Tool events of a running handoff that are kept for its followers.
 pub const HANDOFF_TOOL_EVENTS: usize = 4096;
+/// First answer to a handoff.
+pub const HANDOFF_ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A whole handoff.
+pub const HANDOFF_DEADLINE: Duration = Duration::from_secs(2 * 3600);
+/// What the asking node waits longer for the next sign of a handoff than the node that runs it.
+pub const HANDOFF_IDLE_MARGIN: Duration = Duration::from_secs(5);
+/// Nodes asked in turn, as long as none has begun.
+pub const HANDOFF_ATTEMPTS: usize = 3;
+/// Task and context together.
+pub const HANDOFF_BODY_BYTES: usize = MIB;
+/// One line of a handoff's answer: the result at its end, escaped.
+pub const HANDOFF_LINE_BYTES: usize = 16 * MIB;
+/// Characters of a session's name.
+pub const HANDOFF_SESSION_CHARS: usize = 64;
+/// Handoffs under way, at either end.
+pub const HANDOFF_RUNS: usize = 64;
+/// The same for one asking node.
+pub const HANDOFF_RUNS_PER_PEER: usize = 8;
+/// An ended handoff and its result are kept this long (7.1).
+pub const HANDOFF_MEMORY: Duration = RID_MEMORY;
+/// Handoffs kept at once; the oldest that has ended makes room.
+pub const HANDOFF_KEPT: usize = 1024;
+/// Bytes of text and results kept at once (7.1).
+pub const HANDOFF_KEPT_BYTES: usize = 64 * MIB;
+/// First and longest pause between attempts to attach to a handoff whose link was lost.
+pub const REATTACH_FIRST: Duration = Duration::from_millis(200);
+/// See [`REATTACH_FIRST`].
+pub const REATTACH_LONGEST: Duration = Duration::from_secs(2);
+/// Answer to a `query`.
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Runs, messages and tool calls that wait for the gateway's process at once.
 pub const BRIDGE_REQUESTS: usize = 256;
 /// The gateway takes a message into a session within this.

@@ -17,11 +17,16 @@ use clawmatrix::{
     control::{Control, status::Facts},
     crypto::identity::PublicKey,
     drain::Tasks,
-    exchange::{Exchange, Sessions},
+    exchange::{Exchange, Handlers, Kind, Lineage, Sessions},
+    handoff::{
+        inbound::{HandoffService, OfferedAgent},
+        outbound::{Handoffs, Parts},
+        runner::AgentRunner,
+    },
     ids::{Boot, NodeId, SessionId},
     mesh::{
         session::{Class, Peer, SendError, Session, SessionHandler, SessionRef},
-        view::{Descriptor, NodeView, Reach, View},
+        view::{AgentOffer, Descriptor, NodeView, Reach, View},
     },
     models::{
         catalog::Catalog,
@@ -54,6 +59,11 @@ pub struct Setup {
     pub providers: BTreeMap<String, ProviderEntry>,
     pub refresher: Option<Arc<dyn KeyRefresher>>,
     pub proxy_models: Vec<ProxyModel>,
+    pub agents: Vec<OfferedAgent>,
+    /// Longest silence of a handoff.
+    pub idle: Duration,
+    /// Which start of this node it is.
+    pub boot: u8,
 }
 
 impl Setup {
@@ -64,6 +74,9 @@ impl Setup {
             providers: BTreeMap::new(),
             refresher: None,
             proxy_models: vec![],
+            agents: vec![],
+            idle: Duration::from_secs(600),
+            boot: 1,
         }
     }
 
@@ -78,6 +91,16 @@ impl Setup {
         ));
         self.models.push(model);
         self
+    }
+}
+
+/// An agent that everyone may use.
+pub fn agent(id: &str, runner: Arc<dyn AgentRunner>) -> OfferedAgent {
+    OfferedAgent {
+        id: id.into(),
+        allow: None,
+        tools: None,
+        runner: Some(runner),
     }
 }
 
@@ -114,6 +137,9 @@ pub struct Node {
     view: watch::Sender<Arc<View>>,
     sessions: Arc<Table>,
     key: PublicKey,
+    agents: Vec<AgentOffer>,
+    boot: Boot,
+    pub lineage: Lineage,
     _temp: tempfile::TempDir,
     _launch: clawmatrix::proxy::tokens::LaunchToken,
 }
@@ -140,7 +166,23 @@ impl Node {
         let lent = LentModels::new(setup.models, false, port, &setup.providers, setup.refresher);
         let server = Server::new(lent.clone(), Client::new(tasks.clone()), 256 << 20);
         let service = ModelService::new(name.clone(), server.clone(), tasks.clone());
-        let exchange = Exchange::new(tasks.clone(), Arc::new(service.clone()));
+        let lineage = Lineage::default();
+        let agents = setup.agents.iter().map(|agent| AgentOffer {
+            id: agent.id.clone(),
+            ..AgentOffer::default()
+        });
+        let agents: Vec<AgentOffer> = agents.collect();
+        let handoff_service = HandoffService::new(
+            name.clone(),
+            setup.agents,
+            setup.idle,
+            lineage.clone(),
+            tasks.clone(),
+        );
+        let handlers = Handlers::new()
+            .with(Kind::Model, Arc::new(service.clone()))
+            .with(Kind::Handoff, Arc::new(handoff_service.clone()));
+        let exchange = Exchange::new(tasks.clone(), Arc::new(handlers));
         service.count_bodies(exchange.budget());
         let catalog = Catalog::load(
             &us(setup.proxy_models.clone()),
@@ -157,9 +199,21 @@ impl Node {
             sessions.clone(),
             view.subscribe(),
         );
+        let handoffs = Handoffs::new(Parts {
+            us: name.clone(),
+            min_trust: Level::Pinned,
+            idle: setup.idle,
+            exchange: exchange.clone(),
+            sessions: sessions.clone(),
+            view: view.subscribe(),
+            service: handoff_service,
+            tasks: tasks.clone(),
+        });
         let counters = Arc::new(Counters::default());
         let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
         let control = Control {
+            handoffs,
+            lineage: lineage.clone(),
             facts: Facts {
                 node: name.clone(),
                 key_id: key.id(),
@@ -206,6 +260,9 @@ impl Node {
             view,
             sessions,
             key,
+            agents,
+            boot: Boot([setup.boot; 16]),
+            lineage,
             _temp: temp,
             _launch: launch,
         }
@@ -219,7 +276,7 @@ impl Node {
         Peer {
             node: self.name.clone(),
             key: self.key,
-            boot: Boot([1; 16]),
+            boot: self.boot,
             level,
             labels: Arc::from([]),
         }
@@ -235,6 +292,7 @@ impl Node {
             reachable_via: None,
             latency_ms: Some(latency_ms),
             descriptor: Arc::new(Descriptor {
+                agents: other.agents.clone(),
                 models: other.lent.offers(),
                 ..Descriptor::default()
             }),

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::List;
+use super::{List, SecretInput};
 
 /// An agent other nodes may hand tasks to.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -21,7 +21,22 @@ pub struct Agent {
     /// Who may use it: node names with `*` and `?`, or `label:<name>`. Default: every member.
     #[schemars(title = "Allow")]
     pub allow: Option<List<String>>,
-    /// Tools a run for another node may use. Default: those of the agent.
+    /// The only tools a run for another node may use. Default: all of the agent's own; `toolProxy`
+    /// does not bind a handoff.
     #[schemars(title = "Tools")]
     pub tools: Option<List<String>>,
+    /// Base URL of an OpenAI-style server that runs the agent, on a node without OpenClaw: tasks go
+    /// to its `/chat/completions`, streamed, with the session in OpenClaw's session header and in
+    /// `user`.
+    #[schemars(title = "Base URL")]
+    pub base_url: Option<String>,
+    /// Key for `baseUrl`.
+    #[schemars(title = "API key", extend("writeOnly" = true))]
+    pub api_key: Option<SecretInput>,
+    /// Environment variable that holds the key for `baseUrl`.
+    #[schemars(title = "API key variable")]
+    pub api_key_env: Option<String>,
+    /// The `model` the server is asked for. Default: the agent's id.
+    #[schemars(title = "Model at the server")]
+    pub model: Option<String>,
 }

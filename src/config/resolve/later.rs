@@ -10,7 +10,6 @@ use crate::config::raw::RawConfig;
 pub(super) fn warn(check: &mut Check<'_>, raw: &RawConfig) {
     let on = |value: &Option<Value>| value.as_ref().is_some_and(|v| *v != Value::Bool(false));
     let later = [
-        ("agents", raw.agents.as_ref().is_some_and(|a| !a.is_empty())),
         (
             "toolProxy",
             raw.tool_proxy

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{Check, allow::allow, allow::patterns, entries, secret};
 use crate::{
-    config::{AgentConfig, ModelConfig, ProxyModel, problem::quote, raw},
+    config::{AgentConfig, AgentEndpoint, ModelConfig, ProxyModel, problem::quote, raw},
     wire::limits,
 };
 
@@ -31,18 +31,62 @@ pub(super) fn agents(
             limits::DESCRIPTOR_TAGS,
         );
         let allow = allow(check, &format!("{path}.allow"), entry.allow.as_ref());
-        patterns(check, &format!("{path}.tools"), entry.tools.as_deref());
+        let tools = entry
+            .tools
+            .as_deref()
+            .map(|tools| patterns(check, &format!("{path}.tools"), Some(tools)));
+        let url = entry
+            .base_url
+            .as_deref()
+            .and_then(|text| base_url(check, &format!("{path}.baseUrl"), text));
+        let key = api_key(
+            check,
+            &path,
+            entry.api_key.as_ref(),
+            entry.api_key_env.as_deref(),
+        );
+        let model = entry
+            .model
+            .as_deref()
+            .and_then(|model| check.label(&format!("{path}.model"), model));
+        if entry.base_url.is_none() && !check.source.openclaw {
+            check.warnings.push(format!(
+                "`{path}` has no `baseUrl`, and this node runs without OpenClaw: nothing can run it"
+            ));
+        }
         if let Some(id) = id {
             seen.add(check, "agents", i, &id);
             agents.push(AgentConfig {
-                id,
                 description: entry.description.clone().unwrap_or_default(),
                 tags,
                 allow,
+                tools,
+                endpoint: url.map(|base_url| AgentEndpoint {
+                    base_url,
+                    api_key: key,
+                    model: model.unwrap_or_else(|| id.clone()),
+                }),
+                id,
             });
         }
     }
+    unbound(check, &agents);
     agents
+}
+
+/// Says which agents a handoff runs with everything they have.
+fn unbound(check: &mut Check<'_>, agents: &[AgentConfig]) {
+    let names: Vec<String> = agents
+        .iter()
+        .filter(|agent| agent.tools.is_none() && agent.endpoint.is_none())
+        .map(|agent| quote(&agent.id))
+        .collect();
+    if check.source.openclaw && !names.is_empty() {
+        check.warnings.push(format!(
+            "a handoff runs agent {} with all of its own tools: `toolProxy` does not bind it, `agents[].tools` does",
+            names.join(", ")
+        ));
+    }
 }
 
 pub(super) fn models(check: &mut Check<'_>, raw: Option<&raw::Models>) -> (Vec<ModelConfig>, bool) {
@@ -101,7 +145,12 @@ fn model(check: &mut Check<'_>, path: &str, raw: &raw::Model) -> Option<ModelCon
             "give the server's base URL, such as `http://127.0.0.1:11434/v1`",
         );
     }
-    let api_key = api_key(check, path, raw);
+    let api_key = api_key(
+        check,
+        path,
+        raw.api_key.as_ref(),
+        raw.api_key_env.as_deref(),
+    );
     let allow = allow(check, &format!("{path}.allow"), raw.allow.as_ref());
     let input = raw.input.as_ref().map(|kinds| {
         entries(kinds)
@@ -143,9 +192,10 @@ fn model(check: &mut Check<'_>, path: &str, raw: &raw::Model) -> Option<ModelCon
 fn api_key(
     check: &mut Check<'_>,
     path: &str,
-    raw: &raw::Model,
+    key: Option<&raw::SecretInput>,
+    variable: Option<&str>,
 ) -> Option<crate::crypto::secret::Secret<String>> {
-    match (&raw.api_key, raw.api_key_env.as_deref()) {
+    match (key, variable) {
         // Under OpenClaw the plugin reads the variable and hands its value over beside the name.
         (Some(key), Some(_)) if check.source.openclaw => {
             secret::text(check, &format!("{path}.apiKey"), key)

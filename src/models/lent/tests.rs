@@ -1,7 +1,7 @@
 use globset::{Glob, GlobSetBuilder};
 
 use super::*;
-use crate::{crypto::identity::PublicKey, ids::Boot};
+use crate::{crypto::identity::PublicKey, ids::Boot, trust::Level};
 
 fn config(id: &str) -> ModelConfig {
     ModelConfig {

@@ -1,23 +1,28 @@
-//! Server-sent events, for answers that stream to the terminal.
+//! Server-sent events as they are read: for answers that stream to the terminal, and from servers that
+//! run agents.
 
 /// The longest event that is held; a longer one is an error.
 const EVENT_BYTES: usize = 8 << 20;
 
 /// Cuts a byte stream into events. Only `data` is kept: nothing here uses the other fields.
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub struct Events {
     line: Vec<u8>,
     data: Vec<u8>,
     lines: usize,
 }
 
 /// An event grew beyond what is held.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an event is longer than 8 MiB")]
+pub struct TooLong;
 
 impl Events {
     /// Takes bytes and gives the data of the events they complete. Looks at each byte once.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLong> {
+    ///
+    /// # Errors
+    /// [`TooLong`].
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLong> {
         let mut events = Vec::new();
         let mut rest = bytes;
         while let Some(end) = memchr::memchr(b'\n', rest) {

@@ -1,0 +1,318 @@
+//! `/api/v1/handoff`: starts a handoff and follows it, as JSON or as events; looks at one, cancels one.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    exchange::{Chain, Lineage, SESSION_HEADER},
+    handoff::{
+        outbound::{Handoffs, NewHandoff},
+        record::{Cursor, Ended, Event, Record},
+    },
+    ids::RequestId,
+    proxy::{
+        body::{ByteStream, ReplyBody},
+        error::{self, Asked},
+        list::json as json_answer,
+    },
+    wire::code::{Code, Failure},
+};
+
+/// How long a cancelled handoff is waited for before its state is told.
+const CANCEL_WAIT: Duration = Duration::from_secs(2);
+
+/// The body of `POST /api/v1/handoff`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    target: String,
+    task: String,
+    #[serde(default)]
+    context: Option<String>,
+    #[serde(default)]
+    session: Option<String>,
+    /// Longest silence, in seconds.
+    #[serde(default)]
+    timeout: Option<f64>,
+    #[serde(default)]
+    detach: bool,
+}
+
+/// The chain of the session a tool was called in, and whether one was named at all: then an agent
+/// asks.
+#[must_use]
+pub fn chain_of(lineage: &Lineage, headers: &HeaderMap) -> (Chain, bool) {
+    let session = headers
+        .get(SESSION_HEADER)
+        .and_then(|value| value.to_str().ok());
+    (lineage.of(session), session.is_some())
+}
+
+/// Whether the client wants events as they come.
+#[must_use]
+pub fn wants_events(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter();
+    accepted
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("text/event-stream"))
+}
+
+/// Cancels a handoff whose client has gone.
+struct CancelOnDrop(Option<Record>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(record) = self.0.take() {
+            record.cancel();
+        }
+    }
+}
+
+/// Starts a handoff.
+///
+/// # Errors
+/// What [`Handoffs::start`] says.
+pub async fn start(
+    handoffs: &Handoffs,
+    lineage: &Lineage,
+    headers: &HeaderMap,
+    wanted: Wanted,
+    asked: Asked,
+) -> Result<Response<ReplyBody>, Failure> {
+    let (chain, agent) = chain_of(lineage, headers);
+    let idle = match wanted.timeout {
+        None => None,
+        Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some(
+            // More than a day is a day; no handoff lives that long.
+            Duration::from_secs_f64(seconds.min(86_400.0)),
+        ),
+        Some(_) => {
+            return Err(Failure::not_started(
+                Code::InvalidRequest,
+                "`timeout` is a number of seconds above 0",
+            ));
+        }
+    };
+    let (id, record) = handoffs.start(NewHandoff {
+        target: wanted.target,
+        task: wanted.task,
+        context: wanted.context,
+        session: wanted.session,
+        idle,
+        chain,
+        agent,
+    })?;
+    let guard = CancelOnDrop((!wanted.detach).then(|| record.clone()));
+    let mut cursor = Cursor::default();
+    // Until something has happened the status is open.
+    let first = record.next(&mut cursor).await;
+    if wants_events(headers) && matches!(first, Event::Started(_)) {
+        return Ok(events(id, record, cursor, first, guard, asked));
+    }
+    if wanted.detach && matches!(first, Event::Started(_)) {
+        let mut response = json_answer(state(id, &record).to_string(), asked);
+        *response.status_mut() = StatusCode::ACCEPTED;
+        return Ok(response);
+    }
+    let ended = record.finished().await;
+    drop(guard);
+    if wants_events(headers) && ended.failure.is_none() {
+        let guard = CancelOnDrop(None);
+        return Ok(events(id, record, cursor, first, guard, asked));
+    }
+    Ok(outcome(id, &record, &ended, asked))
+}
+
+/// State and result of one handoff.
+///
+/// # Errors
+/// `not_found`.
+pub fn look(handoffs: &Handoffs, id: &str, asked: Asked) -> Result<Response<ReplyBody>, Failure> {
+    let (id, record) = find(handoffs, id)?;
+    Ok(json_answer(state(id, &record).to_string(), asked))
+}
+
+/// Cancels one and tells its state.
+///
+/// # Errors
+/// `not_found`.
+pub async fn cancel(
+    handoffs: &Handoffs,
+    id: &str,
+    asked: Asked,
+) -> Result<Response<ReplyBody>, Failure> {
+    let (id, record) = find(handoffs, id)?;
+    record.cancel();
+    // What is not over by then shows as running.
+    let _ = tokio::time::timeout(CANCEL_WAIT, record.finished()).await;
+    Ok(json_answer(state(id, &record).to_string(), asked))
+}
+
+fn find(handoffs: &Handoffs, id: &str) -> Result<(RequestId, Record), Failure> {
+    id.parse()
+        .ok()
+        .and_then(|id| handoffs.find(&id).map(|record| (id, record)))
+        .ok_or_else(|| {
+            Failure::not_started(
+                Code::NotFound,
+                "no such handoff; results are kept for ten minutes after their end",
+            )
+        })
+}
+
+/// `{handoffId, outcome, success, nodeId, agent, session, result}`.
+fn told(id: RequestId, record: &Record, ended: Option<&Ended>) -> Map<String, Value> {
+    let place = record.place();
+    let mut out = Map::new();
+    out.insert("handoffId".into(), json!(id));
+    out.insert("outcome".into(), json!(ended.map(|ended| ended.outcome)));
+    out.insert(
+        "success".into(),
+        json!(ended.is_some_and(|ended| ended.outcome.success())),
+    );
+    out.insert("nodeId".into(), json!(place.as_ref().map(|p| &p.node)));
+    out.insert("agent".into(), json!(place.as_ref().map(|p| &p.agent)));
+    out.insert("session".into(), json!(place.as_ref().map(|p| &p.session)));
+    out.insert("result".into(), json!(ended.map(|ended| &ended.result)));
+    out
+}
+
+fn with_error(mut out: Map<String, Value>, failure: &Failure, id: RequestId) -> Value {
+    let object: Value = serde_json::from_str(&error::object(failure, id)).unwrap_or_default();
+    out.insert("error".into(), object["error"].clone());
+    Value::Object(out)
+}
+
+/// What `GET` shows.
+fn state(id: RequestId, record: &Record) -> Value {
+    let ended = record.ended();
+    let mut out = told(id, record, ended.as_deref());
+    let running = if ended.is_some() { "done" } else { "running" };
+    out.insert("state".into(), json!(running));
+    if ended.is_none() {
+        out.insert("text".into(), json!(record.text()));
+    }
+    match ended.as_ref().and_then(|ended| ended.failure.as_ref()) {
+        Some(failure) => with_error(out, failure, id),
+        None => Value::Object(out),
+    }
+}
+
+/// The whole answer as JSON; a failure with its status.
+fn outcome(id: RequestId, record: &Record, ended: &Ended, asked: Asked) -> Response<ReplyBody> {
+    let out = told(id, record, Some(ended));
+    match &ended.failure {
+        None => json_answer(Value::Object(out).to_string(), asked),
+        Some(failure) => {
+            let mut response = error::response(failure, asked);
+            let body = with_error(out, failure, asked.id).to_string();
+            *response.body_mut() = ReplyBody::whole(body);
+            response
+        }
+    }
+}
+
+/// One server-sent event.
+fn put_event(out: &mut Vec<u8>, name: &str, data: &Value) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\ndata: ");
+    out.extend_from_slice(data.to_string().as_bytes());
+    out.extend_from_slice(b"\n\n");
+}
+
+struct Following {
+    id: RequestId,
+    record: Record,
+    cursor: Cursor,
+    first: Option<Event>,
+    /// Gone with the client.
+    guard: CancelOnDrop,
+    ended: bool,
+}
+
+fn events(
+    id: RequestId,
+    record: Record,
+    cursor: Cursor,
+    first: Event,
+    guard: CancelOnDrop,
+    asked: Asked,
+) -> Response<ReplyBody> {
+    let following = Following {
+        id,
+        record,
+        cursor,
+        first: Some(first),
+        guard,
+        ended: false,
+    };
+    let pieces: ByteStream = Box::pin(stream::unfold(following, |mut following| async move {
+        let piece = following.next().await?;
+        Some((Ok(piece), following))
+    }));
+    let mut response = Response::new(ReplyBody::stream(pieces, None));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
+    error::stamp(&mut response, asked.id);
+    response
+}
+
+impl Following {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        let mut event = match self.first.take() {
+            Some(first) => Some(first),
+            None => Some(self.record.next(&mut self.cursor).await),
+        };
+        let mut out = Vec::new();
+        while let Some(next) = event {
+            self.put(&mut out, next);
+            if self.ended {
+                // It is over: a client that goes now cancels nothing.
+                self.guard.0 = None;
+                break;
+            }
+            event = self.record.poll(&mut self.cursor);
+        }
+        Some(out.into())
+    }
+
+    fn put(&mut self, out: &mut Vec<u8>, event: Event) {
+        match event {
+            Event::Started(place) => put_event(
+                out,
+                "accepted",
+                &json!({
+                    "handoffId": self.id,
+                    "nodeId": place.node,
+                    "agent": place.agent,
+                    "session": place.session,
+                }),
+            ),
+            Event::Delta(text) => put_event(out, "delta", &json!({"text": text})),
+            Event::Tool(tool) => put_event(out, "tool", &json!(tool)),
+            Event::Ended(ended) => {
+                let told = told(self.id, &self.record, Some(&ended));
+                let data = match &ended.failure {
+                    Some(failure) => with_error(told, failure, self.id),
+                    None => Value::Object(told),
+                };
+                put_event(out, "end", &data);
+                self.ended = true;
+            }
+        }
+    }
+}
