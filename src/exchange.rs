@@ -71,7 +71,7 @@ pub use self::{
     incoming::{BodyReader, Incoming, Reply},
     lineage::{Chain, Entered, Lineage, SESSION_HEADER, looped},
     message::Phase,
-    request::{End, InboundHandler, Item, Kind, Limits, NewRequest, Sessions, Timeouts},
+    request::{End, InboundHandler, Item, Kind, Limits, NewRequest, Opening, Sessions, Timeouts},
     stats::{Drop as DropReason, Stats},
 };
 pub use crate::mesh::session::SessionRef;
@@ -313,6 +313,13 @@ impl SessionHandler for Exchange {
         // A frame of a session that was never up, or is lost, belongs to nobody.
         if let Ok(remote) = self.remote(session) {
             dispatch::frame(&remote, session, inner);
+            self.shared.wake_soon();
+        }
+    }
+
+    fn rerouted(&self, session: &SessionRef) {
+        if let Ok(remote) = self.remote(session) {
+            remote.rewind();
             self.shared.wake_soon();
         }
     }

@@ -6,10 +6,10 @@
 //! # Five flows
 //!
 //! - **Model request out:** `proxy/model` reads and checks -> `models/outbound` picks a node by
-//!   `models/select` and opens an [`exchange`] with a deadline -> `mesh/session` -> `mesh/link` seals
-//!   and queues. Chunks come back by request id; `proxy/model` writes them to the client. Client
+//!   `models/select` and opens an [`exchange`] with a deadline -> `mesh/sessions` seals -> `mesh/hops`
+//!   -> `mesh/link` queues. Chunks come back by request id; `proxy/model` writes them to the client. Client
 //!   gone: the dropped call sends `cancel`.
-//! - **Model request in:** `mesh/link` opens -> `mesh/session` -> [`exchange`] -> `models/inbound`
+//! - **Model request in:** `mesh/link` -> `mesh/hub`, addressed to us -> `mesh/sessions` opens -> [`exchange`] -> `models/inbound`
 //!   checks the caller and the lent model -> `models/serve` -> `models/provider` -> chunks -> one end
 //!   or error. `cancel` aborts the call to the provider.
 //! - **Handoff stream:** `control/handoff` -> `handoff/outbound` finds an agent by `handoff/target` and

@@ -3,7 +3,7 @@
 //!
 //! [`Mesh`] is the handle for everybody above. Below it: `accept` and `dial` make connections,
 //! [`handshake`] proves who is at the other end, `hub` keeps one [`link`] per node and what it says
-//! of itself. Each link is also the [`session`] to its neighbour, for now.
+//! of itself, and [`sessions`] holds the end-to-end keys.
 
 pub mod accept;
 pub mod bucket;
@@ -13,6 +13,7 @@ pub mod dial;
 pub mod drops;
 pub mod duel;
 pub mod handshake;
+mod hops;
 mod hub;
 pub mod incarnation;
 pub mod limiter;
@@ -23,6 +24,8 @@ pub mod membership;
 pub mod memory;
 pub mod schedule;
 pub mod session;
+mod sessions;
+mod standing;
 #[cfg(test)]
 pub(crate) mod testkit;
 #[cfg(test)]
@@ -118,12 +121,20 @@ impl Mesh {
         self.hub.view.subscribe()
     }
 
-    /// The session to `node`.
+    /// The session to `node`; opened now when there is none yet, which takes a handshake and ends
+    /// after 10 s.
     ///
     /// # Errors
-    /// `node_not_found`, `no_route`, or `shutting_down` when that node is.
-    pub fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
-        self.hub.session(node)
+    /// `node_not_found`, `no_route` or `shutting_down` at once; `peer_unreachable` when the node does
+    /// not answer.
+    pub async fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+        self.hub.session(node).await
+    }
+
+    /// End-to-end sessions at work.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.hub.sessions.count()
     }
 
     /// Changes what we say of ourselves, and tells every neighbour.

@@ -151,7 +151,7 @@ fn record_seeds() -> Vec<Vec<u8>> {
 /// A link record as it comes from the socket (protocol 4.1). The key is known to the fuzzer's seeds.
 fn sealed(data: &[u8]) {
     if let Ok(opened) = Opener::with_rekey(&KEY, 16).open(BytesMut::from(data)) {
-        record(&opened.plain);
+        record(opened.plain());
         inner(&opened.rest);
     }
 }

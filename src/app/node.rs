@@ -21,7 +21,7 @@ use crate::{
     control::{Control, status::Facts},
     crypto::stretch::MeshKeys,
     drain::Tasks,
-    exchange::{Exchange, Handlers, Kind, Limits, Lineage, SessionRef, Sessions},
+    exchange::{Exchange, Handlers, Kind, Limits, Lineage, Opening, Sessions},
     handoff::{
         inbound::{HandoffService, OfferedAgent},
         outbound::{Handoffs, Parts},
@@ -54,7 +54,6 @@ use crate::{
     state::{StateDir, StateLock},
     telemetry::Redactor,
     trust::TrustStore,
-    wire::code::Failure,
 };
 
 /// Program name and version, as other nodes see it.
@@ -67,8 +66,8 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 const ENDPOINT: &str = "run/endpoint";
 
 impl Sessions for Mesh {
-    fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
-        Mesh::session(self, node)
+    fn session<'a>(&'a self, node: &'a NodeId) -> Opening<'a> {
+        Box::pin(Mesh::session(self, node))
     }
 }
 

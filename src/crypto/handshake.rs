@@ -230,6 +230,14 @@ pub struct Proving {
 }
 
 impl Initiator {
+    /// What ties the four messages together end to end: the first half of our nonce (protocol 4.2).
+    #[must_use]
+    pub fn tie(&self) -> SessionId {
+        let mut tie = [0; 16];
+        tie.copy_from_slice(&self.fresh.nonce[..16]);
+        SessionId(tie)
+    }
+
     /// Begins a handshake with the node that is expected to go by `expected`; gives M1.
     #[must_use]
     pub fn hello(local: Local, expected: NodeId) -> (Self, String) {
@@ -252,11 +260,12 @@ impl Initiator {
         (state, text)
     }
 
-    /// Reads M2.
+    /// Reads M2. End to end the attempt goes on after a message that does not verify, so nothing is
+    /// used up.
     ///
     /// # Errors
     /// [`Abort`]. Nothing that depends on the secret has been computed.
-    pub fn open(self, m2: &str) -> Result<Introduced, Abort> {
+    pub fn open(&self, m2: &str) -> Result<Introduced, Abort> {
         let challenge = Challenge::read(m2)?;
         if challenge.version != VERSION {
             return Err(Abort::Version);
@@ -285,13 +294,13 @@ impl Initiator {
         // Our own key under another name than the expected one is still ourselves: say that.
         if peer.node != self.expected && peer.key != self.local.identity.public() {
             return Err(Abort::OtherNode {
-                expected: self.expected,
+                expected: self.expected.clone(),
                 found: peer.node,
             });
         }
         self.local.refuse_self(&peer)?;
         Ok(Introduced {
-            local: self.local,
+            local: self.local.clone(),
             peer,
             dh,
             boxes,
@@ -348,7 +357,7 @@ impl Proving {
     ///
     /// # Errors
     /// [`Abort`].
-    pub fn confirm(self, m4: &str) -> Result<Verified, Abort> {
+    pub fn confirm(&self, m4: &str) -> Result<Verified, Abort> {
         let sealed = Sealed::read("auth_ok", m4)?;
         let th5 = transcript::th_next(&self.th4, &sealed);
         let opened = transcript::open(&self.boxes.listener, 1, &self.th4, sealed)
@@ -365,7 +374,7 @@ impl Proving {
         parts.end()?;
         let keys = self.mesh_secret.session(&th5);
         Ok(Verified {
-            node: self.peer.node,
+            node: self.peer.node.clone(),
             key: self.peer.key,
             params,
             send_key: Secret::new(*keys.dialer_to_listener),
@@ -450,7 +459,7 @@ impl Responder {
     /// # Errors
     /// [`Abort`]. The proof is checked before the signature, so nobody without the secret can make
     /// us verify one.
-    pub fn open(self, m3: &str, keys: &[ValidKey]) -> Result<Proved, Abort> {
+    pub fn open(&self, m3: &str, keys: &[ValidKey]) -> Result<Proved, Abort> {
         let sealed = Sealed::read("auth", m3)?;
         let th4 = transcript::th_next(&self.th3, &sealed);
         let opened = transcript::open(&self.boxes.dialer, 0, &self.th3, sealed)
@@ -481,11 +490,11 @@ impl Responder {
         }
         self.local.refuse_self(&peer)?;
         Ok(Proved {
-            local: self.local,
+            local: self.local.clone(),
             peer,
             params,
             secret_index,
-            boxes: self.boxes,
+            boxes: self.boxes.clone(),
             mesh_secret,
             th4,
         })

@@ -161,13 +161,42 @@ impl Sealer {
     }
 }
 
-/// One opened record.
+/// One opened record, where it lay: a relay seals it again without moving a byte.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// What the link's seal covered.
-    pub plain: BytesMut,
+    /// Length, what the link's seal covered, its tag.
+    record: BytesMut,
     /// What was sealed end to end already; empty for all but kind 1.
     pub rest: BytesMut,
+}
+
+impl Opened {
+    /// What the link's seal covered.
+    #[must_use]
+    pub fn plain(&self) -> &[u8] {
+        &self.record[LENGTH_BYTES..self.record.len() - TAG_BYTES]
+    }
+
+    /// The same, without the rest.
+    #[must_use]
+    pub fn into_plain(mut self) -> BytesMut {
+        self.record.truncate(self.record.len() - TAG_BYTES);
+        self.record.advance(LENGTH_BYTES);
+        self.record
+    }
+
+    /// The record as a [`Sealer`] takes it for the next link: [`Sealer::seal_before_rest`] when there
+    /// is a rest, else [`Sealer::seal`].
+    #[must_use]
+    pub fn into_record(mut self) -> BytesMut {
+        if self.rest.is_empty() {
+            self.record.truncate(self.record.len() - TAG_BYTES);
+        } else {
+            // They lie side by side, so nothing is copied.
+            self.record.unsplit(self.rest);
+        }
+        self.record
+    }
 }
 
 /// Opens the records of one direction, in the order in which they were sent.
@@ -200,26 +229,26 @@ impl Opener {
         if !(RECORD_MIN_BYTES..=RECORD_MAX_BYTES).contains(&record.len()) {
             return Err(OpenError::Size);
         }
-        let slen = record.get_u16();
-        let sealed = usize::from(slen);
-        if sealed + TAG_BYTES > record.len() {
+        let slen = u16::from_be_bytes([record[0], record[1]]);
+        let end = LENGTH_BYTES + usize::from(slen) + TAG_BYTES;
+        if end > record.len() {
             return Err(OpenError::Size);
         }
-        let rest = record.split_off(sealed + TAG_BYTES);
+        let rest = record.split_off(end);
         if (1..TAG_BYTES).contains(&rest.len()) {
             return Err(OpenError::Size);
         }
         let (aad, aad_bytes) = associated(slen, &rest);
         self.0
             .aead
-            .open_in_place(self.0.nonce(), Aad::from(&aad[..aad_bytes]), &mut record)
+            .open_in_place(
+                self.0.nonce(),
+                Aad::from(&aad[..aad_bytes]),
+                &mut record[LENGTH_BYTES..],
+            )
             .map_err(|_| OpenError::Seal)?;
-        record.truncate(sealed);
         self.0.advance();
-        Ok(Opened {
-            plain: record,
-            rest,
-        })
+        Ok(Opened { record, rest })
     }
 }
 
@@ -277,9 +306,9 @@ mod tests {
             Err(OpenError::Seal),
             "one dropped"
         );
-        assert_eq!(&opener.open(first.clone()).unwrap().plain[..], b"first---");
+        assert_eq!(opener.open(first.clone()).unwrap().plain(), b"first---");
         assert_eq!(opener.open(first), Err(OpenError::Seal), "one repeated");
-        assert_eq!(&opener.open(second).unwrap().plain[..], b"second--");
+        assert_eq!(opener.open(second).unwrap().plain(), b"second--");
     }
 
     #[test]
@@ -302,11 +331,27 @@ mod tests {
         let rest: Vec<u8> = (0..100).collect();
         let record = with_rest(&mut Sealer::new(&KEY), b"12345678", &rest);
         assert_eq!(&record[LENGTH_BYTES + 8 + TAG_BYTES..], &rest[..]);
-        let opened = Opener::new(&KEY).open(record).unwrap();
+        let opened = Opener::new(&KEY).open(record.clone()).unwrap();
         assert_eq!(
-            (&opened.plain[..], &opened.rest[..]),
+            (opened.plain(), &opened.rest[..]),
             (&b"12345678"[..], &rest[..])
         );
+        // A relay seals it for the next link where it lies.
+        let at = opened.plain().as_ptr();
+        let mut onward = opened.into_record();
+        Sealer::new(&[8; 32])
+            .seal_before_rest(&mut onward, 8)
+            .unwrap();
+        assert_eq!(onward[LENGTH_BYTES..].as_ptr(), at);
+        let opened = Opener::new(&[8; 32]).open(onward).unwrap();
+        assert_eq!(
+            (opened.plain(), &opened.rest[..]),
+            (&b"12345678"[..], &rest[..])
+        );
+        let whole = sealed(&mut Sealer::new(&KEY), b"12345678");
+        let mut onward = Opener::new(&KEY).open(whole).unwrap().into_record();
+        Sealer::new(&KEY).seal(&mut onward).unwrap();
+        assert_eq!(onward, sealed(&mut Sealer::new(&KEY), b"12345678"));
     }
 
     #[test]
@@ -336,7 +381,7 @@ mod tests {
             let record = sealed(&mut sealer, &text);
             let same_key = record == sealed(&mut fixed, &text);
             assert_eq!(same_key, n < 16, "record 16 is the first under the new key");
-            assert_eq!(opener.open(record).unwrap().plain, text[..]);
+            assert_eq!(opener.open(record).unwrap().plain(), &text[..]);
         }
     }
 

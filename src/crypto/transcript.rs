@@ -106,6 +106,7 @@ fn expand<const N: usize>(prk: &Key, info: &[&[u8]]) -> Zeroizing<[u8; N]> {
 }
 
 /// `kL` and `kD`: the keys of the boxes, known to whoever took part in the exchange of ephemerals.
+#[derive(Clone)]
 pub(super) struct BoxKeys {
     /// `kL`: seals box2 and box4.
     pub(super) listener: Key,

@@ -311,6 +311,11 @@ impl Remote {
         });
     }
 
+    /// The way to this process has broken and another one is there: what is not acked goes again.
+    pub(super) fn rewind(&self) {
+        self.with(|state, out, at| state.rewind_all(out, at));
+    }
+
     /// Ended requests still remembered.
     pub(super) fn remembered(&self) -> usize {
         let state = self.lock();

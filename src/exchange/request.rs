@@ -1,6 +1,6 @@
 //! What callers and handlers say to the exchange: requests, items of an answer, limits.
 
-use std::{fmt, time::Duration};
+use std::{fmt, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -129,12 +129,15 @@ pub trait InboundHandler: Send + Sync + fmt::Debug {
 
 /// Where sessions to other nodes come from; the mesh implements it.
 pub trait Sessions: Send + Sync + fmt::Debug {
-    /// A session with `node`.
+    /// A session with `node`, opened first if there is none, which takes up to 10 s.
     ///
     /// # Errors
-    /// `no_route` or `peer_unreachable`.
-    fn session(&self, node: &NodeId) -> Result<SessionRef, Failure>;
+    /// `no_route` at once, or `peer_unreachable`.
+    fn session<'a>(&'a self, node: &'a NodeId) -> Opening<'a>;
 }
+
+/// What [`Sessions::session`] gives.
+pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<SessionRef, Failure>> + Send + 'a>>;
 
 impl Item {
     /// Whether nothing follows it.

@@ -270,7 +270,7 @@ impl Attempts {
         if candidate.node == parts.us {
             return self.local(record, candidate).await;
         }
-        let session = parts.sessions.session(&candidate.node)?;
+        let session = parts.sessions.session(&candidate.node).await?;
         if session.peer().level < parts.min_trust {
             return Err(Failure::not_started(
                 Code::Forbidden,
@@ -394,7 +394,7 @@ impl Attempts {
             }
             sleep(pause).await;
             pause = (pause * 2).min(REATTACH_LONGEST);
-            let Ok(session) = parts.sessions.session(node) else {
+            let Ok(session) = parts.sessions.session(node).await else {
                 continue;
             };
             if session.peer().key != lost.peer().key || session.peer().boot != lost.peer().boot {

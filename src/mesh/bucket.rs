@@ -39,6 +39,18 @@ impl Bucket {
         }
     }
 
+    /// Counts one event if it is within the rate and burst; one beyond is not counted.
+    pub fn take_strictly(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.at = now;
+        self.tokens = (self.tokens + passed * self.per_second).min(self.burst);
+        let allowed = self.tokens >= 1.0;
+        if allowed {
+            self.tokens -= 1.0;
+        }
+        allowed
+    }
+
     /// Counts `events`; false once the neighbour has been over its rate for a second, or is a whole
     /// burst over it.
     pub fn take(&mut self, events: u32, now: Instant) -> bool {

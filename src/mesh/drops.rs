@@ -29,9 +29,17 @@ reasons! {
     /// A routed frame of a session that does not exist.
     UnknownSession = "unknown_session";
     /// A body that is sealed end to end and does not open.
-    BadBody = "bad_body";
-    /// A kind of record that this version does not handle.
-    UnhandledKind = "unhandled_kind";
+    BadBody = "e2e_auth_failed";
+    /// A frame that was here before, or whose number is too old to tell.
+    Replayed = "replayed";
+    /// A message of an end-to-end handshake that does not verify or belongs to none.
+    BadHello = "bad_hello";
+    /// A message of an end-to-end handshake above its limits.
+    HelloLimited = "hello_limited";
+    /// A hint of a relay that means nothing here.
+    BadNotice = "bad_notice";
+    /// A frame for a node to which no way leads.
+    NoRoute = "no_route";
     /// A link message type that this version does not know.
     UnknownLinkType = "unknown_link_type";
     /// A signed record that is forged, malformed or about somebody else.

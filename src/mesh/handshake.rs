@@ -61,7 +61,7 @@ fn default_heartbeat() -> u64 {
 
 impl Params {
     /// Reads what the other side sent; unknown fields are ignored.
-    fn read(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let mut params: Self = serde_json::from_slice(bytes).ok()?;
         params.hb = params.hb.clamp(1, 60);
         params.sw = clean(&params.sw, SOFTWARE_CHARS);
@@ -103,13 +103,13 @@ pub struct Ourselves {
 }
 
 impl Ourselves {
-    fn local(&self) -> Local {
+    pub(super) fn local(&self, carrier: Carrier) -> Local {
         Local {
             node: self.node_id.clone(),
             mesh: self.mesh.clone(),
             identity: self.identity.clone(),
             params: self.params.text(),
-            carrier: Carrier::Link,
+            carrier,
         }
     }
 }
@@ -313,7 +313,7 @@ async fn dial<S: MessageSink, R: MessageStream>(
     us: &Ourselves,
     expected: &NodeId,
 ) -> Result<Established, HandshakeError> {
-    let (local, expected) = (us.local(), expected.clone());
+    let (local, expected) = (us.local(Carrier::Link), expected.clone());
     let (initiator, m1) = blocking(move || Ok(Initiator::hello(local, expected))).await?;
     send(sink, m1).await?;
     let m2 = receive(stream, Stage::Hello).await?;
@@ -344,7 +344,7 @@ async fn accept<S: MessageSink, R: MessageStream>(
     us: &Ourselves,
 ) -> Result<Established, HandshakeError> {
     let m1 = receive(stream, Stage::Accepted).await?;
-    let local = us.local();
+    let local = us.local(Carrier::Link);
     let (responder, m2) = blocking(move || Ok(Responder::answer(local, &m1)?)).await?;
     send(sink, m2).await?;
     let m3 = receive(stream, Stage::Challenged).await?;
@@ -405,7 +405,7 @@ async fn finish<S: MessageSink>(
 static STEPS: Semaphore = Semaphore::const_new(4);
 
 /// Runs one step of the handshake where it may take its time.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, HandshakeError> + Send + 'static,
 ) -> Result<T, HandshakeError> {
     let permit = STEPS.acquire().await;

@@ -23,10 +23,12 @@ use super::{
     descriptor::{self, RecordError, Signed, Version},
     drops::{Drops, Reason},
     handshake::{Established, Role},
-    link::{Ending, Link, LinkOwner, Setup},
+    hops::{Hop, Hops},
+    link::{Arrived, BadFrame, Ending, Link, LinkOwner, Setup},
     links::{Links, Step},
     membership::{Membership, Outcome},
-    session::{Session, SessionHandler, SessionRef},
+    session::{SessionHandler, SessionRef},
+    sessions::Sessions,
     transport::{MessageSink, MessageStream},
     view::{Descriptor, View},
 };
@@ -37,6 +39,7 @@ use crate::{
     wire::{
         close::CloseCode,
         code::{Code, Failure},
+        frame::RoutedHeader,
         limits::{CLOSE_LINGER, DUPLICATE_SILENCE, PAUSE, REKEY_RECORDS},
     },
 };
@@ -71,14 +74,15 @@ pub(super) struct Hub {
     pub(super) tasks: Tasks,
     /// Ends the accept loops and the dialers.
     pub(super) stop: CancellationToken,
-    pub(super) drops: Drops,
+    pub(super) drops: Arc<Drops>,
+    pub(super) sessions: Sessions,
+    hops: Arc<Hops>,
     /// Counts up when a link came or went.
     pub(super) links_changed: watch::Sender<u64>,
     /// Counts up when this process was stopped for a while.
     pub(super) resumed: watch::Sender<u64>,
     pub(super) view: watch::Sender<Arc<View>>,
     key: PublicKey,
-    handler: Arc<dyn SessionHandler>,
     // A std mutex: held for a look or a change, never across an await, never while a handler runs.
     state: Mutex<State>,
     next_link: AtomicU64,
@@ -102,12 +106,23 @@ impl Hub {
             version,
             record,
         };
+        let (drops, hops) = (Arc::<Drops>::default(), Arc::<Hops>::default());
+        let stop = CancellationToken::new();
+        let sessions = Sessions::new(
+            settings.us.clone(),
+            hops.clone(),
+            handler,
+            drops.clone(),
+            tasks.clone(),
+            stop.clone(),
+        );
         let hub = Arc::new(Self {
             key: identity.public(),
             settings,
-            handler,
-            stop: CancellationToken::new(),
-            drops: Drops::default(),
+            stop,
+            drops,
+            sessions,
+            hops,
             links_changed: watch::Sender::new(0),
             resumed: watch::Sender::new(0),
             view: watch::Sender::default(),
@@ -160,8 +175,14 @@ impl Hub {
         self.state().links.open()
     }
 
-    /// The session to `node`.
-    pub(super) fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+    /// The session to `node`, opened when there is none yet.
+    pub(super) async fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+        self.way(node)?;
+        self.sessions.session(node).await
+    }
+
+    /// Whether a way leads to `node` that new requests may take.
+    fn way(&self, node: &NodeId) -> Result<(), Failure> {
         let state = self.state();
         let not_now = |code, message: String| Failure {
             retry_after: Some(RETRY_AFTER),
@@ -172,7 +193,7 @@ impl Hub {
                 Code::ShuttingDown,
                 format!("node `{node}` is shutting down"),
             )),
-            Some(link) => Ok(link.clone()),
+            Some(_) => Ok(()),
             None if state.members.knows(node) => Err(not_now(
                 Code::NoRoute,
                 match state.members.why_not(node) {
@@ -223,8 +244,7 @@ impl Hub {
             match self.offer(&link, answered, &software) {
                 Ok(()) => {
                     let owner: Arc<dyn LinkOwner> = self.clone();
-                    let handler = self.handler.clone();
-                    link.run(&setup, (sink, stream), handler, owner, &self.tasks);
+                    link.run(&setup, (sink, stream), owner, &self.tasks);
                     self.show_up(&link);
                     return Some(link);
                 }
@@ -252,6 +272,12 @@ impl Hub {
         self.publish(&self.state());
         self.links_changed.send_modify(|n| *n += 1);
         let peer = link.neighbour();
+        self.sessions.restarted(&peer.node, peer.boot);
+        self.sessions.rerouted();
+        if link.dialed() {
+            // Now, so that the first request need not wait for a handshake.
+            self.sessions.warm(&peer.node);
+        }
         tracing::info!(peer = %peer.node, key = %peer.key.id(), link = link.id().0,
             dialed = link.dialed(), "link up");
     }
@@ -275,16 +301,30 @@ impl Hub {
         state
             .members
             .up(link.neighbour(), software, SystemTime::now());
+        self.route(&state);
         Ok(())
+    }
+
+    /// Works out which link leads where.
+    fn route(&self, state: &State) {
+        let direct = state.links.open().into_iter().map(|link| {
+            let hop = Hop {
+                rtt: None,
+                direct: true,
+                link: link.clone(),
+            };
+            (link.neighbour().node.clone(), hop)
+        });
+        self.hops.replace(direct.collect());
     }
 
     fn setup(&self, established: Established) -> Setup {
         Setup {
             id: LinkId(self.next_link.fetch_add(1, Ordering::Relaxed)),
-            us: self.settings.us.node_id.clone(),
             peer: established.peer,
             sid: established.sid,
             dialed: established.role == Role::Dialer,
+            relay: established.params.relay,
             send_key: established.send_key,
             recv_key: established.recv_key,
             heartbeat: self.settings.heartbeat,
@@ -321,6 +361,21 @@ pub(super) async fn linger<R: MessageStream>(stream: &mut R) {
 }
 
 impl LinkOwner for Hub {
+    fn routed(&self, link: &Arc<Link>, frame: Arrived) -> Result<(), BadFrame> {
+        let header = RoutedHeader::decode(frame.header())
+            .map_err(|error| BadFrame::Protocol(error.to_string()))?;
+        // Only a relay may bring frames of others (protocol 5.6).
+        let dropped = if header.f != link.neighbour().node.as_str() && !link.relays() {
+            Reason::ForeignOrigin
+        } else if header.t != self.settings.us.node_id.as_str() {
+            Reason::NotForUs
+        } else {
+            return self.sessions.arrived(link, frame);
+        };
+        link.drops.count(dropped);
+        Ok(())
+    }
+
     fn gossip(&self, link: &Arc<Link>, header: Bytes, body: Bytes) -> Result<(), &'static str> {
         let peer = link.neighbour();
         let dropped = match descriptor::open(&header, &body, &peer.node, &peer.key) {
@@ -372,7 +427,14 @@ impl LinkOwner for Hub {
                 .down(peer, ending.to_string(), SystemTime::now());
             self.publish(&state);
         }
+        self.route(&state);
         drop(state);
+        let goodbye = Ending::Theirs {
+            code: CloseCode::ShuttingDown as u16,
+        };
+        if counted && *ending == goodbye {
+            self.sessions.gone(peer, link.neighbour().boot);
+        }
         self.links_changed.send_modify(|n| *n += 1);
         tracing::info!(peer = %peer, link = link.id().0, %ending, replaced = !counted, "link down");
     }
@@ -407,6 +469,7 @@ async fn run_trust(hub: Arc<Hub>) {
             () = hub.stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
         }
+        hub.sessions.follow(&trust);
         for link in hub.open_links() {
             let peer = link.neighbour();
             match trust.standing(&peer.node, &peer.key) {

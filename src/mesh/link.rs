@@ -2,13 +2,13 @@
 //!
 //! A [`Link`] is a handle onto three tasks: one reads and opens records, one seals and writes them,
 //! one pings. They share a queue and a few facts; the first of them that fails ends all three.
-//! Today a link is also the session to its neighbour: frames lie wholly in the sealed part.
+//! Routed frames pass through it whoever they are from and for; what is in them is the business of
+//! its owner.
 //!
 //! A link is *open*, then perhaps *draining* (nothing new is taken, what waits is still sent, what
 //! arrives is still delivered), then *ended*.
 
 mod read;
-mod standing;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -16,13 +16,11 @@ mod write;
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -30,26 +28,28 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use self::{read::Lost, standing::Standing};
+use self::read::Lost;
 use super::{
-    clock,
     drops::Drops,
     liveness::Liveness,
     schedule::{Refused, Schedule},
-    session::{Class, Peer, SendError, Session, SessionHandler},
+    session::{Class, Peer, SendError},
+    standing::Standing,
     transport::{MessageSink, MessageStream},
 };
 use crate::{
-    crypto::{seal::TAG_BYTES, secret::Secret},
+    crypto::{
+        seal::{Opened, TAG_BYTES},
+        secret::Secret,
+    },
     drain::Tasks,
-    ids::{LinkId, NodeId, SessionId, random_bytes},
+    ids::{LinkId, SessionId},
     trust::Level,
     wire::{
         close::CloseCode,
-        frame::{LinkHeader, Ulid, put_routed},
-        inner,
+        frame::LinkHeader,
         limits::HEADER_BYTES,
-        record::{self, FIXED_BYTES, Kind, LENGTH_BYTES},
+        record::{self, FIXED_BYTES, Fixed, Kind, LENGTH_BYTES},
     },
 };
 
@@ -60,14 +60,14 @@ const ANSWER_POLL: Duration = Duration::from_millis(20);
 pub struct Setup {
     /// Number of this link in this process.
     pub id: LinkId,
-    /// Our own name.
-    pub us: NodeId,
     /// The neighbour.
     pub peer: Peer,
-    /// The session's name.
+    /// Names the link alike at both ends.
     pub sid: SessionId,
     /// Whether we dialed.
     pub dialed: bool,
+    /// Whether the neighbour says that it relays for others.
+    pub relay: bool,
     /// Data key of what we send.
     pub send_key: Secret<[u8; 32]>,
     /// Data key of what we receive.
@@ -84,7 +84,6 @@ impl fmt::Debug for Setup {
         f.debug_struct("Setup")
             .field("id", &self.id)
             .field("peer", &self.peer.node)
-            .field("sid", &self.sid)
             .finish_non_exhaustive()
     }
 }
@@ -121,8 +120,47 @@ impl fmt::Display for Ending {
     }
 }
 
+/// A routed record as it came over a link: kind 1, 3 or 4.
+#[derive(Debug)]
+pub struct Arrived {
+    /// What the record begins with.
+    pub fixed: Fixed,
+    /// The record, opened by the link: its header as received, and a body that is sealed end to end
+    /// for kind 1.
+    pub record: Opened,
+}
+
+impl Arrived {
+    /// Header JSON exactly as received.
+    #[must_use]
+    pub fn header(&self) -> &[u8] {
+        &self.record.plain()[FIXED_BYTES..FIXED_BYTES + self.fixed.header_bytes]
+    }
+
+    /// Body of a record that is not sealed end to end: kinds 3 and 4.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.record.plain()[FIXED_BYTES + self.fixed.header_bytes..]
+    }
+}
+
+/// What is wrong with a routed frame, when the neighbour is to blame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BadFrame {
+    /// It breaks the protocol of the neighbour's own layer; the link ends.
+    Protocol(String),
+    /// Its body does not open, so somebody altered it on its way here. Too many end the link
+    /// (protocol 4.1).
+    Body,
+}
+
 /// What a link tells the registry that holds it. Called on the runtime's thread; must not block.
 pub trait LinkOwner: Send + Sync + fmt::Debug {
+    /// A routed frame has arrived, for whomever.
+    ///
+    /// # Errors
+    /// [`BadFrame`].
+    fn routed(&self, link: &Arc<Link>, frame: Arrived) -> Result<(), BadFrame>;
     /// A signed record has arrived.
     ///
     /// # Errors
@@ -139,19 +177,16 @@ pub trait LinkOwner: Send + Sync + fmt::Debug {
 /// A handle to one link. See the module's text.
 pub struct Link {
     id: LinkId,
-    us: NodeId,
     standing: Standing,
     sid: SessionId,
     dialed: bool,
-    began: Duration,
+    relay: bool,
     up_since: Instant,
     // Std mutexes: held for a few instructions, never across an await.
-    queue: Mutex<Schedule<()>>,
+    queue: Mutex<Schedule<Flow>>,
     live: Mutex<Liveness>,
     /// What this link dropped.
     pub drops: Drops,
-    sent: AtomicU64,
-    first_ulid: Ulid,
     // Wakes the writer, those that wait for room, and the task that pings.
     queued: Notify,
     freed: Notify,
@@ -178,22 +213,16 @@ impl Link {
     #[must_use]
     pub fn new(setup: &Setup) -> Arc<Self> {
         let now = Instant::now();
-        let unix_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64);
         Arc::new(Self {
             id: setup.id,
-            us: setup.us.clone(),
             standing: Standing::new(setup.peer.clone()),
             sid: setup.sid,
             dialed: setup.dialed,
-            began: clock::since_boot(),
+            relay: setup.relay,
             up_since: now,
             queue: Mutex::default(),
             live: Mutex::new(Liveness::new(setup.heartbeat, now)),
             drops: Drops::default(),
-            sent: AtomicU64::new(0),
-            first_ulid: Ulid::new(unix_ms, u128::from_be_bytes(random_bytes())),
             queued: Notify::new(),
             freed: Notify::new(),
             ticked: Notify::new(),
@@ -204,17 +233,16 @@ impl Link {
         })
     }
 
-    /// Starts the tasks. `handler` gets `up` here, then the frames, then `lost`; `owner` gets
-    /// `ended` last of all.
+    /// Starts the tasks. `owner` gets what arrives, and `ended` last of all.
     pub fn run<S: MessageSink, R: MessageStream>(
         self: &Arc<Self>,
         setup: &Setup,
         (sink, stream): (S, R),
-        handler: Arc<dyn SessionHandler>,
         owner: Arc<dyn LinkOwner>,
         tasks: &Tasks,
     ) {
-        let span = tracing::info_span!("link", peer = %self.neighbour().node, link = self.id.0);
+        let span = tracing::info_span!("link", peer = %self.neighbour().node, link = self.id.0,
+            sid = %self.sid);
         let writer = write::run(
             self.clone(),
             sink,
@@ -222,8 +250,7 @@ impl Link {
         );
         let opener =
             crate::crypto::seal::Opener::with_rekey(setup.recv_key.reveal(), setup.rekey_after);
-        // Now, not in the task: whoever finds this link may send at once.
-        let lost = Lost::up(self.clone(), handler, owner);
+        let lost = Lost::new(self.clone(), owner);
         let reader = read::run(lost, stream, opener);
         tasks.spawn(writer.instrument(span.clone()));
         tasks.spawn(watch::run(self.clone()).instrument(span.clone()));
@@ -249,6 +276,24 @@ impl Link {
             labels,
             ..self.neighbour().clone()
         });
+    }
+
+    /// Its name, the same at both ends.
+    #[must_use]
+    pub fn sid(&self) -> SessionId {
+        self.sid
+    }
+
+    /// Whether the neighbour says that it relays for others.
+    #[must_use]
+    pub fn relays(&self) -> bool {
+        self.relay
+    }
+
+    /// Smoothed round-trip time, once measured.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        lock(&self.live).rtt()
     }
 
     /// Whether we dialed it.
@@ -389,7 +434,7 @@ impl Link {
     }
 
     fn push_control(&self, frame: BytesMut) {
-        let pushed = lock(&self.queue).push((), Class::Control, frame);
+        let pushed = lock(&self.queue).push(Flow::default(), Class::Control, frame);
         match pushed {
             Ok(()) => self.queued.notify_one(),
             Err(_) => self.end(CloseCode::Timeout, "control queue overflow"),
@@ -404,54 +449,25 @@ impl Link {
     }
 }
 
-impl Session for Link {
-    fn id(&self) -> SessionId {
-        self.sid
-    }
+/// Names a flow in a link's queues: frames of one origin for one destination (protocol 5.5). A hash;
+/// two flows that share one merely share their turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Flow(pub u64);
 
-    fn peer(&self) -> &Peer {
-        self.standing.peer()
-    }
-
-    fn elapsed(&self) -> Duration {
-        clock::since_boot().saturating_sub(self.began)
-    }
-
-    fn rtt(&self) -> Option<Duration> {
-        lock(&self.live).rtt()
-    }
-
-    fn send(&self, class: Class, json: &[u8], data: &[u8]) -> Result<(), SendError> {
+impl Link {
+    /// Queues one routed frame as [`record::begin`] laid it out; one that is sealed end to end has
+    /// [`TAG_BYTES`] of room between its header and its body. Never blocks.
+    ///
+    /// # Errors
+    /// [`SendError::Full`], but never for [`Class::Control`], or [`SendError::Gone`].
+    pub fn push(&self, flow: Flow, class: Class, frame: BytesMut) -> Result<(), SendError> {
         if !self.is_open() {
             return Err(SendError::Gone);
         }
-        if !inner::fits(json.len(), data.len()) {
-            return Err(SendError::TooLarge);
-        }
-        if !lock(&self.queue).room((), class) {
-            return Err(SendError::Full);
-        }
-        let n = self.sent.fetch_add(1, Ordering::Relaxed);
-        let inner_bytes = inner::padded_bytes(json.len(), data.len());
-        // Longest names and numbers take 256 bytes of header.
-        let mut buffer =
-            BytesMut::with_capacity(LENGTH_BYTES + FIXED_BYTES + 256 + inner_bytes + TAG_BYTES);
-        record::begin(&mut buffer, Kind::Routed, class);
-        let i = self.first_ulid.plus(n);
-        put_routed(
-            &mut buffer,
-            i,
-            &self.us,
-            &self.neighbour().node,
-            &self.sid,
-            n,
-        );
-        record::end_header(&mut buffer);
-        inner::put(&mut buffer, json, data).map_err(|_| SendError::TooLarge)?;
         if class != Class::Control && lock(&self.live).request_waits(Instant::now()) {
             self.ticked.notify_one();
         }
-        let pushed = lock(&self.queue).push((), class, buffer);
+        let pushed = lock(&self.queue).push(flow, class, frame);
         match pushed {
             Ok(()) => {
                 self.queued.notify_one();
@@ -465,22 +481,23 @@ impl Session for Link {
         }
     }
 
-    fn room(&self, class: Class) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(async move {
-            loop {
-                let freed = self.freed.notified();
-                tokio::pin!(freed);
-                // Registered before the look, so that no wake between the two is missed.
-                freed.as_mut().enable();
-                if !self.is_open() || lock(&self.queue).room((), class) {
-                    return;
-                }
-                freed.await;
-            }
-        })
+    /// Whether a frame would be taken.
+    #[must_use]
+    pub fn has_room(&self, flow: Flow, class: Class) -> bool {
+        lock(&self.queue).room(flow, class)
     }
 
-    fn fail(&self, reason: &'static str) {
-        self.end(CloseCode::ProtocolError, reason);
+    /// Resolves when a frame may be taken again, or the link takes none any more.
+    pub async fn room(&self, flow: Flow, class: Class) {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            // Registered before the look, so that no wake between the two is missed.
+            freed.as_mut().enable();
+            if !self.is_open() || self.has_room(flow, class) {
+                return;
+            }
+            freed.await;
+        }
     }
 }

@@ -1,8 +1,7 @@
 //! The seam between the mesh and the exchanges that run over it.
 //!
-//! A [`Session`] carries inner frames (protocol 4.4) to and from one verified node. Today it is one
-//! link; the end-to-end sessions of protocol 4.2 implement the same trait, so that no caller of it
-//! knows over how many hops a frame travels.
+//! A [`Session`] carries inner frames (protocol 4.4) to and from one verified node; no caller of it
+//! knows over how many hops a frame travels. The sessions at work are in [`super::sessions`].
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -56,7 +55,13 @@ pub trait Session: Send + Sync + fmt::Debug {
     fn elapsed(&self) -> Duration;
     /// Smoothed round-trip time, once measured.
     fn rtt(&self) -> Option<Duration>;
-    /// Queues one inner frame: `json` and `data` become one sealed frame. Never blocks.
+    /// Whether the other node is a direct neighbour now; frames that go farther are held under a
+    /// congestion window (protocol 5.4).
+    fn direct(&self) -> bool {
+        true
+    }
+    /// Queues one inner frame: `json` and `data` become one sealed frame. Never blocks. A control
+    /// frame that no way leads anywhere is dropped: what matters is repeated.
     ///
     /// # Errors
     /// [`SendError`]; on `Full` nothing was queued.
@@ -77,6 +82,11 @@ pub trait SessionHandler: Send + Sync + fmt::Debug {
     fn up(&self, session: &Arc<dyn Session>);
     /// One authenticated inner frame has arrived; `inner` is what protocol 4.4 describes, opened.
     fn frame(&self, session: &Arc<dyn Session>, class: Class, inner: Bytes);
+    /// Frames on their way may be lost, because the way they took is gone and another one is there:
+    /// send again what matters.
+    fn rerouted(&self, session: &Arc<dyn Session>) {
+        let _ = session;
+    }
     /// The session has ended; no further call for it follows.
     fn lost(&self, session: &Arc<dyn Session>);
 }

@@ -145,7 +145,7 @@ async fn pair() -> (Node, Node) {
 #[tokio::test]
 async fn linked_nodes_see_and_hear_one_another() {
     let (office, home) = pair().await;
-    let session = home.mesh.session(&office.name).unwrap();
+    let session = home.mesh.session(&office.name).await.unwrap();
     session
         .send(Class::Interactive, b"{\"hello\":1}", b"")
         .unwrap();
@@ -153,7 +153,7 @@ async fn linked_nodes_see_and_hear_one_another() {
         .seen
         .until(|seen| seen.frames() == ["{\"hello\":1}"])
         .await;
-    let back = office.mesh.session(&home.name).unwrap();
+    let back = office.mesh.session(&home.name).await.unwrap();
     assert_eq!(back.id(), session.id());
     assert_eq!(back.peer().key, home.us.identity.public());
     let view = home.sees("office", |view| view.latency_ms.is_some()).await;
@@ -199,7 +199,7 @@ async fn different_secrets_are_named_and_nothing_is_learned() {
             .contains(&(Reason::AuthFailed.as_str(), 1))
     );
     assert_eq!(
-        home.mesh.session(&office.name).unwrap_err().code,
+        home.mesh.session(&office.name).await.unwrap_err().code,
         Code::NoRoute
     );
 }
@@ -232,7 +232,7 @@ async fn link_comes_back_after_a_restart_of_the_other_node() {
     let problem = away.problem.unwrap();
     assert!(problem.contains("shutting_down"), "{problem}");
     assert_eq!(
-        home.mesh.session(&office.name).unwrap_err().code,
+        home.mesh.session(&office.name).await.unwrap_err().code,
         Code::NoRoute
     );
     drop(office);
@@ -254,7 +254,7 @@ async fn node_that_goes_away_gets_nothing_new() {
     office.mesh.announce_shutdown(Duration::from_secs(30));
     let told = async {
         loop {
-            match home.mesh.session(&office.name) {
+            match home.mesh.session(&office.name).await {
                 Err(failure) => return failure.code,
                 Ok(_) => tokio::task::yield_now().await,
             }
@@ -295,15 +295,15 @@ async fn denied_key_loses_its_link_and_gets_no_other() {
 #[tokio::test]
 async fn unknown_node_is_told_apart_from_an_unreached_one() {
     let home = Node::start("home", 1).await;
-    let code = home.mesh.session(&node("nowhere")).unwrap_err().code;
+    let code = home.mesh.session(&node("nowhere")).await.unwrap_err().code;
     assert_eq!(code, Code::NodeNotFound);
 }
 
 #[tokio::test]
 async fn large_frames_cross_sockets_in_order_both_ways() {
     let (office, home) = pair().await;
-    let to_office = home.mesh.session(&office.name).unwrap();
-    let to_home = office.mesh.session(&home.name).unwrap();
+    let to_office = home.mesh.session(&office.name).await.unwrap();
+    let to_home = office.mesh.session(&home.name).await.unwrap();
     for n in 0..200u32 {
         let json = format!("{{\"n\":{n}}}");
         let data = vec![n as u8; 60_000];

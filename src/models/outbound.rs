@@ -228,7 +228,7 @@ impl Outbound {
         index: usize,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let session = self.0.sessions.session(node)?;
+        let session = self.0.sessions.session(node).await?;
         if session.peer().level < self.0.us.min_trust {
             return Err(Failure::not_started(
                 Code::Forbidden,

@@ -3,7 +3,12 @@
 //! Writers append to the buffer the record is built in; readers borrow from the record. Fields that
 //! this version does not know are ignored, so that later ones can add some.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{
+    borrow::Cow,
+    fmt,
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, BytesMut};
@@ -13,7 +18,7 @@ use super::{
     json::{self, JsonError},
     limits::JSON_INTEGER_MAX,
 };
-use crate::ids::{NodeId, SessionId, hex};
+use crate::ids::{NodeId, SessionId, hex, random_bytes};
 
 /// The `i` of a routed frame: 26 characters of Crockford base32, unique per sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +32,15 @@ impl Ulid {
     #[must_use]
     pub const fn new(unix_ms: u64, random: u128) -> Self {
         Self((unix_ms as u128) << 80 | random & ((1 << 80) - 1))
+    }
+
+    /// One of now.
+    #[must_use]
+    pub fn random() -> Self {
+        let unix_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64);
+        Self::new(unix_ms, u128::from_be_bytes(random_bytes()))
     }
 
     /// The `n`th after this.

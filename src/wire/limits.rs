@@ -77,6 +77,40 @@ pub const REKEY_RECORDS: u64 = 1 << 20;
 pub const BAD_BODIES: u32 = 16;
 /// See [`BAD_BODIES`].
 pub const BAD_BODY_WINDOW: Duration = Duration::from_secs(60);
+/// End-to-end sessions kept with one node; the newest is used for sending.
+pub const SESSIONS_PER_PEER: usize = 2;
+/// A session nothing was sent or received in is forgotten after this.
+pub const SESSION_IDLE: Duration = Duration::from_secs(30 * 60);
+/// Oldest session used for sending.
+pub const SESSION_AGE: Duration = Duration::from_secs(12 * 3600);
+/// Frames sent in one session.
+pub const SESSION_FRAMES: u64 = 1 << 32;
+/// Frame numbers of one class a receiver looks back.
+pub const REPLAY_WINDOW: u64 = 4096;
+/// When a handshake message is sent again, after the first time.
+pub const HELLO_AGAIN: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+/// An end-to-end handshake, from M1 to M4; as long a responder keeps its replies.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// End-to-end handshakes begun by others a second, for one ingress link.
+pub const HELLOS_PER_SECOND: u32 = 20;
+/// Burst of [`HELLOS_PER_SECOND`].
+pub const HELLOS_BURST: u32 = 60;
+/// Hellos of one link that wait for their turn, one for each origin named in them.
+pub const HELLOS_WAITING: usize = 64;
+/// End-to-end handshakes answered and not finished.
+pub const PENDING_HELLOS: usize = 256;
+/// Finished handshakes a minute with one node.
+pub const HELLOS_PER_PEER_MINUTE: u32 = 10;
+/// End-to-end handshakes of ours under way.
+pub const OPENING_SESSIONS: usize = 64;
+/// A hint that a session is unknown starts at most one handshake in this time.
+pub const RESET_EVERY: Duration = Duration::from_secs(2);
+/// Notices a second for one flow.
+pub const NOTICES_PER_SECOND: u32 = 10;
 /// Silence after which a side with open requests sends `noop`.
 pub const NOOP_AFTER: Duration = Duration::from_secs(10);
 /// Silence after which a session with open requests is lost.

@@ -88,12 +88,25 @@ pub struct Record {
     pub body: Bytes,
 }
 
-impl Record {
-    /// Takes a record apart. Total: any bytes give a record or an error.
+/// The fixed part of a record, for readers that leave the rest where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fixed {
+    /// What the record is for.
+    pub kind: Kind,
+    /// Hops left, at most [`TTL`].
+    pub ttl: u8,
+    /// How it is scheduled.
+    pub class: Class,
+    /// Bytes of header JSON, which follow the fixed part.
+    pub header_bytes: usize,
+}
+
+impl Fixed {
+    /// Reads the fixed part of the record `bytes`, header included. Total.
     ///
     /// # Errors
     /// [`RecordError`].
-    pub fn decode(mut bytes: Bytes) -> Result<Self, RecordError> {
+    pub fn read(bytes: &[u8]) -> Result<Self, RecordError> {
         let fixed: [u8; FIXED_BYTES] = *bytes.first_chunk().ok_or(RecordError::Short)?;
         let [version, kind, ttl, class, h0, h1, r0, r1] = fixed;
         if version != VERSION {
@@ -120,18 +133,55 @@ impl Record {
         if usize::from(header_bytes) > HEADER_BYTES {
             return Err(RecordError::HeaderTooLong(header_bytes));
         }
-        let end = FIXED_BYTES + usize::from(header_bytes);
-        if end > bytes.len() {
+        let header_bytes = usize::from(header_bytes);
+        if FIXED_BYTES + header_bytes > bytes.len() {
             return Err(RecordError::HeaderBeyondEnd);
         }
-        let body = bytes.split_off(end);
         Ok(Self {
             kind,
             ttl: ttl.min(TTL),
             class,
+            header_bytes,
+        })
+    }
+}
+
+impl Record {
+    /// Takes a record apart. Total: any bytes give a record or an error.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn decode(mut bytes: Bytes) -> Result<Self, RecordError> {
+        let fixed = Fixed::read(&bytes)?;
+        let body = bytes.split_off(FIXED_BYTES + fixed.header_bytes);
+        Ok(Self {
+            kind: fixed.kind,
+            ttl: fixed.ttl,
+            class: fixed.class,
             header: bytes.split_off(FIXED_BYTES),
             body,
         })
+    }
+}
+
+/// What a link covers of a waiting record: of a frame that is sealed end to end the fixed part and
+/// the header alone (protocol 4.1); none when it is all of it. `record` begins with its length.
+#[must_use]
+pub fn covered(record: &[u8]) -> Option<usize> {
+    let fixed = record.get(LENGTH_BYTES..LENGTH_BYTES + FIXED_BYTES)?;
+    let header_bytes = u16::from_be_bytes([fixed[4], fixed[5]]);
+    (fixed[1] == Kind::Routed as u8).then_some(FIXED_BYTES + usize::from(header_bytes))
+}
+
+/// Takes one hop from the `ttl` of a record that begins with its length; false when none is left.
+#[must_use]
+pub fn take_hop(record: &mut [u8]) -> bool {
+    match record.get_mut(LENGTH_BYTES + 2) {
+        Some(ttl) if *ttl > 1 => {
+            *ttl = (*ttl).min(TTL) - 1;
+            true
+        }
+        _ => false,
     }
 }
 

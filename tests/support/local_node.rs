@@ -17,7 +17,7 @@ use clawmatrix::{
     control::{Control, status::Facts},
     crypto::identity::PublicKey,
     drain::Tasks,
-    exchange::{Exchange, Handlers, Kind, Lineage, Sessions},
+    exchange::{Exchange, Handlers, Kind, Lineage, Opening, Sessions},
     handoff::{
         inbound::{HandoffService, OfferedAgent},
         outbound::{Handoffs, Parts},
@@ -381,12 +381,13 @@ pub fn join(a: &Node, b: &Node, latency_ms: f64) -> Cable {
 pub struct Table(Mutex<HashMap<NodeId, SessionRef>>);
 
 impl Sessions for Table {
-    fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+    fn session<'a>(&'a self, node: &'a NodeId) -> Opening<'a> {
         let table = self.0.lock().unwrap();
-        table
+        let found = table
             .get(node)
             .cloned()
-            .ok_or_else(|| Failure::not_started(Code::NoRoute, "no path to the node"))
+            .ok_or_else(|| Failure::not_started(Code::NoRoute, "no path to the node"));
+        Box::pin(std::future::ready(found))
     }
 }
 

@@ -5,20 +5,19 @@ use std::sync::{Arc, atomic::Ordering};
 
 use tokio::time::{Instant, timeout};
 
-use super::{Ending, Link, LinkOwner, lock};
+use super::{Arrived, BadFrame, Ending, Link, LinkOwner, lock};
 use crate::{
     crypto::seal::Opener,
     mesh::{
         bucket::Bucket,
         drops::Reason,
-        session::{Session, SessionHandler},
         transport::{Message, MessageStream, TransportError},
     },
     wire::{
         close::CloseCode,
-        frame::{LinkHeader, RoutedHeader},
+        frame::LinkHeader,
         limits::{BAD_BODIES, BAD_BODY_WINDOW, CLOSE_LINGER},
-        record::{Kind, Record},
+        record::{Fixed, Kind, Record},
     },
 };
 
@@ -28,30 +27,16 @@ const YIELD_AFTER_BYTES: usize = 256 * 1024;
 /// Messages thrown away while a closed connection winds down.
 const LINGER_MESSAGES: usize = 64;
 
-/// A link that its handler knows of. Tells handler and owner of the end, also when the task is
-/// dropped before its first turn or at the end of a drain.
+/// Tells the owner of the end, also when the task is dropped before its first turn or at the end of a
+/// drain.
 pub(super) struct Lost {
     link: Arc<Link>,
-    session: Arc<dyn Session>,
-    handler: Arc<dyn SessionHandler>,
     owner: Arc<dyn LinkOwner>,
 }
 
 impl Lost {
-    /// Tells the handler that the link is up.
-    pub(super) fn up(
-        link: Arc<Link>,
-        handler: Arc<dyn SessionHandler>,
-        owner: Arc<dyn LinkOwner>,
-    ) -> Self {
-        let session: Arc<dyn Session> = link.clone();
-        handler.up(&session);
-        Self {
-            link,
-            session,
-            handler,
-            owner,
-        }
+    pub(super) fn new(link: Arc<Link>, owner: Arc<dyn LinkOwner>) -> Self {
+        Self { link, owner }
     }
 }
 
@@ -61,7 +46,6 @@ impl Drop for Lost {
             code: CloseCode::ShuttingDown,
             why: "task dropped".to_owned(),
         });
-        self.handler.lost(&self.session);
         if let Some(ending) = self.link.ending.get() {
             self.owner.ended(&self.link, ending);
         }
@@ -99,7 +83,7 @@ async fn linger<R: MessageStream>(stream: &mut R) {
 struct Reader<'a> {
     lost: &'a Lost,
     opener: Opener,
-    // Link and gossip frames; relayed frames will be paced instead.
+    // Link and gossip frames; relayed frames are paced instead.
     bucket: Bucket,
     bad_bodies: u32,
     bad_since: Instant,
@@ -168,32 +152,34 @@ impl Reader<'_> {
         let now = Instant::now();
         let link = &self.lost.link;
         lock(&link.live).heard(now);
-        let record = Record::decode(opened.plain.freeze()).map_err(protocol)?;
-        if !opened.rest.is_empty() && record.kind != Kind::Routed {
+        let fixed = Fixed::read(opened.plain()).map_err(protocol)?;
+        if !opened.rest.is_empty() && fixed.kind != Kind::Routed {
             return Err(protocol("unsealed bytes after a record of this kind"));
         }
-        match record.kind {
-            Kind::Routed if !opened.rest.is_empty() => {
-                // Sealed for an end-to-end session, of which this node has none.
-                RoutedHeader::decode(&record.header).map_err(protocol)?;
-                self.bad_body(now)
+        match fixed.kind {
+            Kind::Routed | Kind::RoutedHandshake | Kind::RoutedNotice => {
+                let frame = Arrived {
+                    fixed,
+                    record: opened,
+                };
+                match self.lost.owner.routed(link, frame) {
+                    Ok(()) => Ok(()),
+                    Err(BadFrame::Protocol(why)) => Err(protocol(why)),
+                    Err(BadFrame::Body) => self.bad_body(now),
+                }
             }
-            Kind::Routed => self.routed(record),
             Kind::Link => {
                 self.rated(now)?;
+                let record = Record::decode(opened.into_plain().freeze()).map_err(protocol)?;
                 self.link_message(&record, now)
             }
             Kind::Gossip => {
                 self.rated(now)?;
+                let record = Record::decode(opened.into_plain().freeze()).map_err(protocol)?;
                 self.lost
                     .owner
                     .gossip(link, record.header, record.body)
                     .map_err(protocol)
-            }
-            Kind::RoutedHandshake | Kind::RoutedNotice => {
-                RoutedHeader::decode(&record.header).map_err(protocol)?;
-                link.drops.count(Reason::UnhandledKind);
-                Ok(())
             }
         }
     }
@@ -216,27 +202,6 @@ impl Reader<'_> {
         if self.bad_bodies > BAD_BODIES {
             return Err((CloseCode::RecordFailure, "too many bad bodies".to_owned()));
         }
-        Ok(())
-    }
-
-    fn routed(&mut self, record: Record) -> Result<(), Refusal> {
-        let link = &self.lost.link;
-        let header = RoutedHeader::decode(&record.header).map_err(protocol)?;
-        // The header is what a relay would go by, so it is judged as one from a stranger: drop and
-        // count. Who really sent the frame is what the link's key proves.
-        let reason = if header.f != link.neighbour().node.as_str() {
-            Reason::ForeignOrigin
-        } else if header.t != link.us.as_str() {
-            Reason::NotForUs
-        } else if header.s != link.sid {
-            Reason::UnknownSession
-        } else {
-            self.lost
-                .handler
-                .frame(&self.lost.session, record.class, record.body);
-            return Ok(());
-        };
-        link.drops.count(reason);
         Ok(())
     }
 

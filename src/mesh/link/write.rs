@@ -14,6 +14,7 @@ use crate::{
         close::CloseCode,
         frame::LinkHeader,
         limits::{CLOSE_LINGER, WRITE_BATCH_BYTES, WRITE_STALL},
+        record,
     },
 };
 
@@ -77,9 +78,11 @@ async fn batch<S: MessageSink>(
         let Some(mut record) = lock(&link.queue).pop(limit) else {
             break;
         };
-        sealer
-            .seal(&mut record)
-            .map_err(|_| TransportError::TooLarge)?;
+        let sealed = match record::covered(&record) {
+            Some(covered) => sealer.seal_before_rest(&mut record, covered),
+            None => sealer.seal(&mut record),
+        };
+        sealed.map_err(|_| TransportError::TooLarge)?;
         bytes += record.len();
         sink.feed(Message::Binary(record)).await?;
     }

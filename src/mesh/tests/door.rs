@@ -209,13 +209,7 @@ async fn floods_of_pings_or_fragments_close_one_link() {
         ws.grow().await;
         let setup = testkit::setup(false, REKEY_RECORDS);
         let (link, seen) = (Link::new(&setup), Recorder::new());
-        link.run(
-            &setup,
-            ws.split(),
-            seen.clone(),
-            seen.clone(),
-            &Tasks::new(),
-        );
+        link.run(&setup, ws.split(), seen.clone(), &Tasks::new());
         let _ = far.write_all(&bytes).await;
         seen.until(|seen| seen.ending().is_some()).await;
         let Some(Ending::Ours { code: found, .. }) = seen.ending() else {

@@ -63,7 +63,7 @@ async fn stream_survives_the_replacement_of_its_link() {
     };
     from.dial(to);
     home.node.linked_to("office").await;
-    let session = home.node.mesh.session(&node("office")).unwrap();
+    let session = home.node.mesh.session(&node("office")).await.unwrap();
     let request = NewRequest {
         rid: RequestId::random(),
         kind: Kind::Model,
@@ -96,13 +96,13 @@ async fn stream_survives_the_replacement_of_its_link() {
     }
     let expected: String = (0..CHUNKS).map(|n| format!("{n},")).collect();
     assert_eq!(String::from_utf8(text).unwrap(), expected);
-    let now = home.node.mesh.session(&node("office")).unwrap();
-    assert_ne!(now.id(), session.id(), "another link");
+    let now = home.node.mesh.session(&node("office")).await.unwrap();
+    assert_eq!(now.id(), session.id(), "a session outlives its link");
 }
 
 /// Makes a link in the direction that is kept, or one after the other side has gone quiet.
 async fn second_link(home: &Node, office: &Node) {
-    let was = home.mesh.session(&office.name).unwrap().id();
+    let was = home.mesh.hub.open_links()[0].sid();
     let (dialer, listener) = if home.us.identity.public() < office.us.identity.public() {
         (home, office)
     } else {
@@ -114,13 +114,14 @@ async fn second_link(home: &Node, office: &Node) {
         .await
         .unwrap();
     assert_ne!(established.sid, was);
-    dialer.mesh.hub.admit(established, (sink, stream)).await;
+    let link = dialer.mesh.hub.admit(established, (sink, stream)).await;
+    assert_ne!(link.unwrap().sid(), was, "another link");
 }
 
 #[tokio::test]
 async fn changed_rights_hold_on_the_running_link() {
     let (office, home) = pair().await;
-    let session = office.mesh.session(&home.name).unwrap();
+    let session = office.mesh.session(&home.name).await.unwrap();
     assert_eq!(session.peer().level, Level::Pinned);
     let key = home.us.identity.public();
     let labels = ["family".to_owned()];
@@ -130,7 +131,7 @@ async fn changed_rights_hold_on_the_running_link() {
         .await;
     assert_eq!(session.peer().level, Level::Trusted);
     assert_eq!(*session.peer().labels, labels);
-    let now = office.mesh.session(&home.name).unwrap();
+    let now = office.mesh.session(&home.name).await.unwrap();
     assert_eq!(now.id(), session.id(), "the same link");
 }
 
@@ -142,10 +143,11 @@ async fn nodes_that_dial_one_another_end_with_one_link() {
         b.dial(&a);
         let same = async {
             loop {
-                let (at_a, at_b) = (a.mesh.session(&b.name), b.mesh.session(&a.name));
-                if let (Ok(at_a), Ok(at_b)) = (at_a, at_b)
-                    && at_a.id() == at_b.id()
-                    && a.mesh.hub.open_links().len() == 1
+                let (at_a, at_b) = (a.mesh.session(&b.name).await, b.mesh.session(&a.name).await);
+                if let (Ok(at_a), Ok(_)) = (at_a, at_b)
+                    && let ([one], [other]) =
+                        (&a.mesh.hub.open_links()[..], &b.mesh.hub.open_links()[..])
+                    && one.sid() == other.sid()
                 {
                     // It carries a frame, so neither side is about to give it up.
                     let before = b.seen.frames().len();

@@ -84,7 +84,7 @@ async fn wss_link_works_behind_a_tls_terminator() {
     let mesh = Mesh::new(settings, seen, Tasks::new());
     mesh.dial(vec![secure_peer(port)]);
     office.linked_to("home").await;
-    let session = office.mesh.session(&node("home")).unwrap();
+    let session = office.mesh.session(&node("home")).await.unwrap();
     assert_eq!(session.peer().node, node("home"));
 }
 

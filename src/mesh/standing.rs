@@ -9,13 +9,13 @@ use std::sync::OnceLock;
 use crate::mesh::session::Peer;
 
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(in crate::mesh) struct Standing {
     peer: Peer,
     next: OnceLock<Box<Standing>>,
 }
 
 impl Standing {
-    pub(super) const fn new(peer: Peer) -> Self {
+    pub(in crate::mesh) const fn new(peer: Peer) -> Self {
         Self {
             peer,
             next: OnceLock::new(),
@@ -31,12 +31,12 @@ impl Standing {
     }
 
     /// The newest form.
-    pub(super) fn peer(&self) -> &Peer {
+    pub(in crate::mesh) fn peer(&self) -> &Peer {
         &self.last().peer
     }
 
     /// Puts a newer form in force.
-    pub(super) fn change(&self, peer: Peer) {
+    pub(in crate::mesh) fn change(&self, peer: Peer) {
         // Taken already only when two threads change it at once; the other one is as new.
         let _ = self.last().next.set(Box::new(Self::new(peer)));
     }

@@ -1,0 +1,593 @@
+//! End-to-end sessions: keys shared with other nodes however many hops away (protocol 4.2-4.5).
+//!
+//! ```text
+//! session(node) -- opening: our handshake -----.
+//!                                               +-- live: frames sealed and opened -- handler
+//! hello of another node -- answering: theirs --'
+//! ```
+//!
+//! [`Sessions`] is the table of all of them. A frame is told by its session's name and believed by
+//! its tag; the names in its header are never more than a claim. One mutex guards the table; it is
+//! never held across an await nor while the handler runs.
+
+mod answering;
+mod hellos;
+mod live;
+mod opening;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use serde::Deserialize;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+pub(super) use self::live::flow;
+use self::{
+    answering::Pending,
+    hellos::Hellos,
+    live::{Live, Unopened},
+};
+use super::{
+    bucket::Bucket,
+    drops::{Drops, Reason},
+    handshake::Ourselves,
+    hops::Hops,
+    link::{Arrived, BadFrame, Link},
+    session::{Class, Session, SessionHandler, SessionRef},
+};
+use crate::{
+    drain::Tasks,
+    ids::{Boot, LinkId, NodeId, SessionId, hex, unhex},
+    trust::TrustStore,
+    wire::{
+        code::{Code, Failure},
+        frame::{RoutedHeader, Ulid, put_routed},
+        json,
+        limits::{
+            HANDSHAKE_MESSAGE_BYTES, HELLO_TIMEOUT, NOTICES_PER_SECOND, OPENING_SESSIONS,
+            RESET_EVERY, SESSION_AGE, SESSION_IDLE, SESSIONS_PER_PEER,
+        },
+        record::{self, Kind, LENGTH_BYTES},
+    },
+};
+
+/// How often sessions that nobody uses any more are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(5);
+/// A session the other side began is forgotten when no frame of it came for this long.
+const UNCONFIRMED: Duration = Duration::from_secs(30);
+/// Our old session stays this much longer than it is used for sending.
+const AGE_GRACE: Duration = Duration::from_secs(60);
+/// Messages of one handshake of ours that wait to be looked at.
+const SAID: usize = 8;
+/// Origins that hints are told to within [`TIDY_EVERY`].
+const NOTICED: usize = 1024;
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+/// What begins a session we opened, so that the other side may send in it (protocol 4.2).
+const NOOP: &[u8] = b"{\"type\":\"noop\"}";
+
+/// A message of a handshake we began.
+#[derive(Debug)]
+struct Said {
+    text: String,
+}
+
+/// A handshake of ours under way.
+#[derive(Debug)]
+struct Opening {
+    node: NodeId,
+    said: mpsc::Sender<Said>,
+    outcome: watch::Receiver<Option<Result<(), Failure>>>,
+}
+
+/// What we have with one node.
+#[derive(Debug, Default)]
+struct Peers {
+    /// Newest last.
+    live: Vec<Arc<Live>>,
+    /// The tie of our handshake under way.
+    opening: Option<SessionId>,
+    /// When a hint last made us begin one.
+    reset_at: Option<Instant>,
+    /// Finished handshakes of theirs in the minute that began then.
+    finished: Option<(Instant, u32)>,
+}
+
+impl Peers {
+    /// Whether nothing is lost by forgetting it.
+    fn is_over(&self) -> bool {
+        let recent = self
+            .finished
+            .is_some_and(|(since, _)| since.elapsed() < MINUTE);
+        self.live.is_empty() && self.opening.is_none() && !recent
+    }
+}
+
+/// A hello that waits for its turn.
+#[derive(Debug)]
+struct Hello {
+    origin: NodeId,
+    tie: SessionId,
+    text: String,
+    link: Arc<Link>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    live: HashMap<SessionId, Arc<Live>>,
+    peers: HashMap<NodeId, Peers>,
+    openings: HashMap<SessionId, Opening>,
+    pending: HashMap<(NodeId, SessionId), Pending>,
+    hellos: HashMap<LinkId, Hellos<Hello>>,
+    /// Whether somebody waits to serve the hellos that wait.
+    serving: bool,
+    /// Hints told to each origin since the last tidying.
+    notices: HashMap<NodeId, Bucket>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    us: Ourselves,
+    hops: Arc<Hops>,
+    handler: Arc<dyn SessionHandler>,
+    drops: Arc<Drops>,
+    tasks: Tasks,
+    faults: Arc<Notify>,
+    table: Mutex<Table>,
+}
+
+/// Every end-to-end session of this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Sessions(Arc<Shared>);
+
+/// The `type` of a handshake message.
+#[derive(Deserialize)]
+struct Typed<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: std::borrow::Cow<'a, str>,
+}
+
+/// A relay's or destination's hint (protocol 5.3).
+#[derive(Deserialize)]
+struct Notice<'a> {
+    #[serde(borrow)]
+    y: std::borrow::Cow<'a, str>,
+    #[serde(borrow, default)]
+    s: Option<std::borrow::Cow<'a, str>>,
+}
+
+impl Sessions {
+    /// An empty table; `handler` is told of sessions and gets their frames.
+    pub(super) fn new(
+        us: Ourselves,
+        hops: Arc<Hops>,
+        handler: Arc<dyn SessionHandler>,
+        drops: Arc<Drops>,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) -> Self {
+        let sessions = Self(Arc::new(Shared {
+            us,
+            hops,
+            handler,
+            drops,
+            tasks: tasks.clone(),
+            faults: Arc::new(Notify::new()),
+            table: Mutex::default(),
+        }));
+        tasks.spawn(run_tidy(sessions.clone(), stop));
+        sessions
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Entries are put in and taken out whole.
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session to send to `node` in, if one is up.
+    pub(super) fn ready(&self, node: &NodeId) -> Option<SessionRef> {
+        let table = self.table();
+        let live = table.peers.get(node)?.live.iter().rev();
+        let fit = live.clone().find(|live| live.fit());
+        fit.map(|live| Arc::clone(live) as SessionRef)
+    }
+
+    /// The session to send to `node` in; opened when there is none. A way must lead to it.
+    ///
+    /// # Errors
+    /// `peer_unreachable`, `overloaded`.
+    pub(super) async fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
+        if let Some(session) = self.ready(node) {
+            return Ok(session);
+        }
+        let mut outcome = self.open(node)?;
+        let outcome = outcome.wait_for(Option::is_some).await;
+        let outcome = outcome.map_or(None, |outcome| outcome.clone());
+        match outcome {
+            Some(Err(failure)) => Err(failure),
+            _ => self.ready(node).ok_or_else(|| unreachable(node)),
+        }
+    }
+
+    /// Begins a handshake with `node` in the background unless a session or a handshake is there.
+    pub(super) fn warm(&self, node: &NodeId) {
+        if self.ready(node).is_none() {
+            // Nobody waits for it: whoever needs the session will hear why there is none.
+            let _ = self.open(node);
+        }
+    }
+
+    fn open(&self, node: &NodeId) -> Result<watch::Receiver<Option<Result<(), Failure>>>, Failure> {
+        let mut table = self.table();
+        let tie = table.peers.get(node).and_then(|peers| peers.opening);
+        if let Some(opening) = tie.and_then(|tie| table.openings.get(&tie)) {
+            return Ok(opening.outcome.clone());
+        }
+        if table.openings.len() >= OPENING_SESSIONS {
+            return Err(Failure {
+                retry_after: Some(HELLO_TIMEOUT),
+                ..Failure::not_started(Code::Overloaded, "too many sessions are being opened")
+            });
+        }
+        let (attempt, m1) = opening::begin(&self.0.us, node);
+        let tie = attempt.tie();
+        let (said, heard) = mpsc::channel(SAID);
+        let (done, outcome) = watch::channel(None);
+        let opening = Opening {
+            node: node.clone(),
+            said,
+            outcome: outcome.clone(),
+        };
+        table.openings.insert(tie, opening);
+        table.peers.entry(node.clone()).or_default().opening = Some(tie);
+        drop(table);
+        let run = opening::run(self.clone(), node.clone(), attempt, m1, heard, done);
+        self.0.tasks.spawn(run);
+        Ok(outcome)
+    }
+
+    /// The handshake with this tie has ended.
+    fn opened(&self, tie: &SessionId) {
+        let mut table = self.table();
+        if let Some(opening) = table.openings.remove(tie)
+            && let Some(peers) = table.peers.get_mut(&opening.node)
+        {
+            peers.opening = None;
+        }
+    }
+
+    /// A frame for this node has arrived over `link`.
+    pub(super) fn arrived(&self, link: &Arc<Link>, frame: Arrived) -> Result<(), BadFrame> {
+        match frame.fixed.kind {
+            Kind::Routed => self.frame(link, frame),
+            Kind::RoutedHandshake => {
+                self.said(link, &frame);
+                Ok(())
+            }
+            _ => {
+                self.notice(link, &frame);
+                Ok(())
+            }
+        }
+    }
+
+    fn frame(&self, link: &Arc<Link>, mut frame: Arrived) -> Result<(), BadFrame> {
+        let header = read_header(&frame)?;
+        let live = self.table().live.get(&header.s).cloned();
+        let Some(live) = live else {
+            link.drops.count(Reason::UnknownSession);
+            self.say_reset(&header);
+            return Ok(());
+        };
+        // Who really sent it is what the session's key proves; a header that says otherwise is a
+        // lie of somebody on the way (T34).
+        if header.f != live.node().as_str() {
+            link.drops.count(Reason::ForeignOrigin);
+            return Ok(());
+        }
+        let n = header.n;
+        let class = frame.fixed.class;
+        let mut body = std::mem::take(&mut frame.record.rest);
+        match live.open(class, frame.header(), n, &mut body) {
+            Ok(()) => {}
+            Err(Unopened::Tag) => return Err(BadFrame::Body),
+            Err(Unopened::Replay) => {
+                link.drops.count(Reason::Replayed);
+                return Ok(());
+            }
+        }
+        let session: SessionRef = live.clone();
+        if live.confirm() {
+            self.0.handler.up(&session);
+        }
+        if live.usable() {
+            self.0.handler.frame(&session, class, body.freeze());
+        }
+        Ok(())
+    }
+
+    /// A message of a handshake: ours or another node's.
+    fn said(&self, link: &Arc<Link>, frame: &Arrived) {
+        let read = || {
+            let header = RoutedHeader::decode(frame.header()).ok()?;
+            let text = std::str::from_utf8(frame.body()).ok()?;
+            let origin: NodeId = header.f.parse().ok()?;
+            let typed: Typed<'_> = serde_json::from_str(text).ok()?;
+            let small = text.len() <= HANDSHAKE_MESSAGE_BYTES;
+            small.then_some((origin, header.s, typed.kind, text))
+        };
+        let Some((origin, tie, kind, text)) = read() else {
+            link.drops.count(Reason::BadHello);
+            return;
+        };
+        let text = text.to_owned();
+        match &*kind {
+            "auth_hello" => self.hello(Hello {
+                origin,
+                tie,
+                text,
+                link: link.clone(),
+            }),
+            "auth" => self.proof(link, origin, tie, text),
+            _ => {
+                let table = self.table();
+                let opening = table.openings.get(&tie);
+                let taken = opening
+                    .filter(|opening| opening.node == origin)
+                    .is_some_and(|opening| opening.said.try_send(Said { text }).is_ok());
+                if !taken {
+                    link.drops.count(Reason::BadHello);
+                }
+            }
+        }
+    }
+
+    /// Sends a message of a handshake to `node`, the way that leads there, else over `link`.
+    fn say(&self, node: &NodeId, tie: &SessionId, text: &str, link: Option<&Arc<Link>>) {
+        self.send_plain(node, Kind::RoutedHandshake, tie, text.as_bytes(), link);
+    }
+
+    fn send_plain(
+        &self,
+        node: &NodeId,
+        kind: Kind,
+        s: &SessionId,
+        body: &[u8],
+        link: Option<&Arc<Link>>,
+    ) {
+        let hop = self.0.hops.get(node.as_str()).map(|hop| hop.link);
+        let Some(link) = hop.or_else(|| link.cloned()) else {
+            self.0.drops.count(Reason::NoRoute);
+            return;
+        };
+        let us = &self.0.us.node_id;
+        let mut buffer = BytesMut::with_capacity(512 + body.len());
+        record::begin(&mut buffer, kind, Class::Interactive);
+        put_routed(&mut buffer, Ulid::random(), us, node, s, 0);
+        record::end_header(&mut buffer);
+        buffer.extend_from_slice(body);
+        debug_assert!(buffer.len() > LENGTH_BYTES);
+        // A message for which there is no room is sent again, or was a hint.
+        let _ = link.push(flow(us.as_str(), node.as_str()), Class::Interactive, buffer);
+    }
+
+    /// Tells the origin of a frame that its session is unknown here (protocol 4.5).
+    fn say_reset(&self, header: &RoutedHeader<'_>) {
+        let Ok(origin) = header.f.parse::<NodeId>() else {
+            return;
+        };
+        {
+            let now = Instant::now();
+            let mut table = self.table();
+            if table.notices.len() >= NOTICED {
+                return;
+            }
+            let bucket = table
+                .notices
+                .entry(origin.clone())
+                .or_insert_with(|| Bucket::new(NOTICES_PER_SECOND, NOTICES_PER_SECOND, now));
+            if !bucket.take_strictly(now) {
+                return;
+            }
+        }
+        let body = format!("{{\"y\":\"e2e_reset\",\"s\":\"{}\"}}", hex(&header.s.0));
+        let nobody = SessionId([0; 16]);
+        self.send_plain(&origin, Kind::RoutedNotice, &nobody, body.as_bytes(), None);
+    }
+
+    /// A hint that something is wrong with a session of ours: it costs a handshake at most.
+    fn notice(&self, link: &Arc<Link>, frame: &Arrived) {
+        let named = || {
+            let header = RoutedHeader::decode(frame.header()).ok()?;
+            let notice: Notice<'_> = json::parse(frame.body()).ok()?;
+            let reset = notice.y == "e2e_reset";
+            let sid = SessionId(unhex(notice.s.as_deref()?).ok()?);
+            let table = self.table();
+            let live = table.live.get(&sid)?;
+            (reset && header.f == live.node().as_str()).then(|| live.node().clone())
+        };
+        let Some(node) = named() else {
+            link.drops.count(Reason::BadNotice);
+            return;
+        };
+        let due = {
+            let mut table = self.table();
+            let now = Instant::now();
+            let peers = table.peers.entry(node.clone()).or_default();
+            let due = peers
+                .reset_at
+                .is_none_or(|at| now.saturating_duration_since(at) >= RESET_EVERY);
+            if due {
+                peers.reset_at = Some(now);
+            }
+            due
+        };
+        if due {
+            // The old session stays until the new one is there: the hint may be a lie.
+            let _ = self.open(&node);
+        }
+    }
+
+    /// Enters a session whose handshake has just ended. Those of an earlier process of that node
+    /// end, and so does the oldest above the limit.
+    fn install(&self, live: &Arc<Live>, boot: Boot, ours: bool) {
+        let mut ended = Vec::new();
+        {
+            let mut table = self.table();
+            let peers = table.peers.entry(live.node().clone()).or_default();
+            let other_boot = |old: &Arc<Live>| old.peer().boot != boot;
+            ended.extend(peers.live.extract_if(.., |old| other_boot(old)));
+            peers.live.push(live.clone());
+            while peers.live.len() > SESSIONS_PER_PEER {
+                ended.push(peers.live.remove(0));
+            }
+            for old in &ended {
+                table.live.remove(&old.id());
+            }
+            table.live.insert(live.id(), live.clone());
+        }
+        for old in ended {
+            self.lost(&old);
+        }
+        if ours {
+            let session: SessionRef = live.clone();
+            self.0.handler.up(&session);
+            // The other side may send once it has opened a frame of ours. When there is no room the
+            // first request does the same.
+            let _ = live.send(Class::Interactive, NOOP, b"");
+        }
+        tracing::debug!(peer = %live.node(), session = %live.id(), ours, "session up");
+    }
+
+    /// Ends a session that is out of the table already.
+    fn lost(&self, live: &Arc<Live>) {
+        let was_up = live.usable();
+        if live.end() && was_up {
+            let session: SessionRef = live.clone();
+            self.0.handler.lost(&session);
+        }
+    }
+
+    fn end_where(&self, reason: &'static str, over: impl Fn(&Live) -> bool) {
+        let mut ended = Vec::new();
+        {
+            let mut table = self.table();
+            ended.extend(
+                table
+                    .live
+                    .extract_if(|_, live| over(live))
+                    .map(|(_, live)| live),
+            );
+            for old in &ended {
+                if let Some(peers) = table.peers.get_mut(old.node()) {
+                    peers.live.retain(|live| live.id() != old.id());
+                }
+            }
+        }
+        for old in &ended {
+            tracing::debug!(peer = %old.node(), session = %old.id(), reason, "session ended");
+            self.lost(old);
+        }
+    }
+
+    /// The process of `node` that began as `boot` has said goodbye.
+    pub(super) fn gone(&self, node: &NodeId, boot: Boot) {
+        self.end_where("the node has stopped", |live| {
+            live.node() == node && live.peer().boot == boot
+        });
+    }
+
+    /// Another process of `node` is there.
+    pub(super) fn restarted(&self, node: &NodeId, boot: Boot) {
+        self.end_where("the node was restarted", |live| {
+            live.node() == node && live.peer().boot != boot
+        });
+    }
+
+    /// Ends sessions with keys that are not believed any more, and follows changes of rights.
+    pub(super) fn follow(&self, trust: &TrustStore) {
+        let believed = |live: &Live| trust.standing(live.node(), &live.peer().key);
+        self.end_where("key not trusted any more", |live| believed(live).is_none());
+        let all: Vec<Arc<Live>> = self.table().live.values().cloned().collect();
+        for live in all {
+            if let Some(now) = believed(&live)
+                && (now.level != live.peer().level || now.labels != live.peer().labels)
+            {
+                live.change_rights(now.level, now.labels);
+            }
+        }
+    }
+
+    /// Another table of routes is in force: sessions whose way has broken send again what may be
+    /// lost. A way that merely got better has lost nothing.
+    pub(super) fn rerouted(&self) {
+        let mut moved = Vec::new();
+        for live in self.table().live.values() {
+            if live.usable()
+                && live.lost_its_way()
+                && self.0.hops.get(live.node().as_str()).is_some()
+            {
+                moved.push(live.clone());
+            }
+        }
+        for live in moved {
+            let session: SessionRef = live;
+            self.0.handler.rerouted(&session);
+        }
+    }
+
+    /// Sessions at work, for metrics.
+    pub(super) fn count(&self) -> usize {
+        self.table().live.len()
+    }
+}
+
+fn read_header(frame: &Arrived) -> Result<RoutedHeader<'_>, BadFrame> {
+    RoutedHeader::decode(frame.header()).map_err(|error| BadFrame::Protocol(error.to_string()))
+}
+
+fn unreachable(node: &NodeId) -> Failure {
+    Failure {
+        retry_after: Some(RESET_EVERY),
+        ..Failure::not_started(
+            Code::PeerUnreachable,
+            format!("node `{node}` opened no session"),
+        )
+    }
+}
+
+/// Ends what nobody uses any more, and sessions that the exchange gave up.
+async fn run_tidy(sessions: Sessions, stop: CancellationToken) {
+    loop {
+        let faults = sessions.0.faults.clone();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = faults.notified() => {}
+            () = sleep(TIDY_EVERY) => {}
+        }
+        sessions.end_where("given up", |live| live.fault().is_some());
+        sessions.end_where("idle or old", |live| {
+            let age = live.up_since.elapsed();
+            live.idle() > SESSION_IDLE
+                || age > SESSION_AGE + AGE_GRACE
+                || (!live.usable() && age > UNCONFIRMED)
+        });
+        let mut table = sessions.table();
+        table.pending.retain(|_, pending| !pending.is_over());
+        table
+            .hellos
+            .retain(|_, hellos| !hellos.is_idle(Instant::now()));
+        table.peers.retain(|_, peers| !peers.is_over());
+        table.notices.clear();
+    }
+}
