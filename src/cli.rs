@@ -17,6 +17,7 @@ mod peers;
 mod run;
 mod schema;
 mod secret;
+mod send;
 mod setup;
 mod status;
 mod token;
@@ -78,6 +79,8 @@ enum Verb {
     Chat(chat::Args),
     /// Give a task to an agent of another node; the answer streams to the terminal.
     Handoff(handoff::Args),
+    /// Leave a message for an agent of another node.
+    Send(send::Args),
     /// Print this node's public key and its short form.
     Identity,
     /// Whose keys are believed.
@@ -132,6 +135,7 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Agents => agents::run(context),
         Verb::Chat(args) => chat::run(&args, context),
         Verb::Handoff(args) => handoff::run(&args, context),
+        Verb::Send(args) => send::run(&args, context),
         Verb::Identity => identity::run(context),
         Verb::Trust(args) => trust::run(&args, context),
         Verb::Token(args) => token::run(&args, context),

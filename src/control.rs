@@ -3,6 +3,7 @@
 
 pub mod handoff;
 pub mod metrics;
+pub mod send;
 pub mod status;
 pub mod tokens;
 pub mod trust;
@@ -17,6 +18,7 @@ use self::{metrics::MetricSource, status::Facts};
 use crate::{
     exchange::{Lineage, NodeBudget},
     handoff::outbound::Handoffs,
+    messages::outbound::Messages,
     models::catalog::Catalog,
     proxy::{
         body::ReplyBody,
@@ -28,7 +30,7 @@ use crate::{
     },
     wire::{
         code::{Code, Failure},
-        limits::HANDOFF_BODY_BYTES,
+        limits::{HANDOFF_BODY_BYTES, MESSAGE_BYTES},
     },
 };
 
@@ -46,6 +48,8 @@ pub struct Control {
     pub catalog: Catalog,
     /// Handoffs of ours.
     pub handoffs: Handoffs,
+    /// Messages of ours.
+    pub messages: Messages,
     /// What now runs here for other nodes.
     pub lineage: Lineage,
     /// Bodies now held.
@@ -106,6 +110,24 @@ impl Control {
                 require(grant, Scope::Send)?;
                 let wanted = self.parse_long(body, HANDOFF_BODY_BYTES as u64 * 2).await?;
                 handoff::start(&self.handoffs, &self.lineage, &head.headers, wanted, asked).await
+            }
+            "/api/v1/send" => {
+                if *method != Method::POST {
+                    return Ok(method_not_allowed("POST", asked));
+                }
+                require(grant, Scope::Send)?;
+                // Escaped, the longest message is twice as long.
+                let wanted = self.parse_long(body, MESSAGE_BYTES as u64 * 3).await?;
+                let headers = &head.headers;
+                send::send(
+                    &self.handoffs,
+                    &self.messages,
+                    &self.lineage,
+                    headers,
+                    wanted,
+                    asked,
+                )
+                .await
             }
             _ if path.starts_with("/api/v1/handoff/") => {
                 require(grant, Scope::Send)?;

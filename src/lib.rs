@@ -20,7 +20,8 @@
 //!
 //! # Map
 //!
-//! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff} -> exchange -> mesh -> crypto -> wire ->
+//! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff,
+//! messages} -> exchange -> mesh -> crypto -> wire ->
 //! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
 //! (and to `cli`, which writes it).
 
@@ -34,6 +35,7 @@ pub mod exchange;
 pub mod handoff;
 pub mod ids;
 pub mod mesh;
+pub mod messages;
 pub mod models;
 pub mod proxy;
 pub mod shim;

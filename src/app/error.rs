@@ -3,8 +3,9 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
-    config::ConfigError, crypto::identity::IdentityError, models::endpoint::EndpointError,
-    proxy::tokens::TokenError, state::StateError, trust::TrustError,
+    config::ConfigError, crypto::identity::IdentityError, messages::store::StoreError,
+    models::endpoint::EndpointError, proxy::tokens::TokenError, state::StateError,
+    trust::TrustError,
 };
 
 /// Why a node did not start.
@@ -53,6 +54,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The messages that wait cannot be read.
+    #[error(transparent)]
+    Messages(#[from] StoreError),
     /// The server of an agent cannot be called.
     #[error("agent `{0}` cannot be served")]
     Agent(String, #[source] EndpointError),
@@ -80,6 +84,7 @@ impl StartError {
             Self::State(StateError::Io { .. })
             | Self::Trust(_)
             | Self::Tokens(_)
+            | Self::Messages(_)
             | Self::Bind { .. }
             | Self::Write { .. }
             | Self::Shim(_)
@@ -106,6 +111,9 @@ impl StartError {
                 Some("the state folder must belong to the account that runs the node".into())
             }
             Self::Identity(error) => Some(error.hint()),
+            Self::Messages(_) => Some(
+                "`messages.redb` in the state folder holds nothing but messages that wait: remove it to start without them".into(),
+            ),
             Self::Agent(..) => Some("mend its `baseUrl` or `apiKey`".into()),
             Self::Config(_)
             | Self::Trust(_)

@@ -33,7 +33,14 @@ use crate::{
         handshake::{Ourselves, Params},
         incarnation::advance,
         limiter::Cidr,
+        session::Peer,
         view::{AgentOffer, Descriptor},
+    },
+    messages::{
+        self, Courier,
+        inbound::{Addressees, MessageService},
+        outbound::Messages,
+        store::Store,
     },
     models::{
         catalog::Catalog,
@@ -54,6 +61,7 @@ use crate::{
     state::{StateDir, StateLock},
     telemetry::Redactor,
     trust::TrustStore,
+    wire::code::Failure,
 };
 
 /// Program name and version, as other nodes see it.
@@ -68,6 +76,12 @@ const ENDPOINT: &str = "run/endpoint";
 impl Sessions for Mesh {
     fn session<'a>(&'a self, node: &'a NodeId) -> Opening<'a> {
         Box::pin(Mesh::session(self, node))
+    }
+}
+
+impl Addressees for HandoffService {
+    fn addressee(&self, wanted: Option<&str>, caller: Option<&Peer>) -> Result<String, Failure> {
+        HandoffService::addressee(self, wanted, caller)
     }
 }
 
@@ -164,9 +178,20 @@ impl Node {
             lineage.clone(),
             tasks.clone(),
         );
+        let store = Store::open(&state)?;
+        let message_service = MessageService::new(
+            config.node_id.clone(),
+            Arc::new(handoff_service.clone()),
+            bridge
+                .clone()
+                .map(|bridge| Arc::new(bridge) as Arc<dyn Courier>),
+            store.clone(),
+            tasks.clone(),
+        );
         let handlers = Handlers::new()
             .with(Kind::Model, Arc::new(service.clone()))
-            .with(Kind::Handoff, Arc::new(handoff_service.clone()));
+            .with(Kind::Handoff, Arc::new(handoff_service.clone()))
+            .with(Kind::Send, Arc::new(message_service.clone()));
         let exchange = Exchange::with_limits(tasks.clone(), Arc::new(handlers), limits);
         service.count_bodies(exchange.budget());
 
@@ -213,6 +238,15 @@ impl Node {
             service: handoff_service,
             tasks: tasks.clone(),
         });
+        let messages = Messages::new(messages::outbound::Parts {
+            us: config.node_id.clone(),
+            min_trust: config.outbound_min_trust,
+            exchange: exchange.clone(),
+            sessions: Arc::new(mesh.clone()),
+            view: mesh.view(),
+            service: message_service.clone(),
+            store,
+        });
         let (tokens, launch) = TokenStore::start(&state)?;
         let counters = Arc::new(Counters::default());
         let warnings = watch::Sender::new(config.warnings.clone());
@@ -227,6 +261,7 @@ impl Node {
             catalog: catalog.clone(),
             control: Control {
                 handoffs,
+                messages: messages.clone(),
                 lineage,
                 budget: exchange.budget(),
                 facts: Facts {
@@ -264,6 +299,8 @@ impl Node {
         // Everything is made; from here on it works.
         tasks.spawn(offer_models(mesh.clone(), lent.clone(), &config));
         tasks.spawn(catalog.clone().run());
+        tasks.spawn(message_service.run());
+        tasks.spawn(messages.run());
         if let Some(voice) = voice {
             tasks.spawn(tell_catalog(voice.clone(), catalog.subscribe()));
         }

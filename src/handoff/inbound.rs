@@ -190,6 +190,18 @@ impl HandoffService {
         })
     }
 
+    /// The same as a name, for what is addressed to agents without running them.
+    ///
+    /// # Errors
+    /// `agent_not_found`.
+    pub fn addressee(
+        &self,
+        wanted: Option<&str>,
+        caller: Option<&Peer>,
+    ) -> Result<String, Failure> {
+        Ok(self.agent(wanted, caller)?.id.clone())
+    }
+
     async fn answer(&self, incoming: Incoming) {
         let Incoming {
             caller,

@@ -131,15 +131,7 @@ impl Handoffs {
                 format!("task and context are longer than {HANDOFF_BODY_BYTES} bytes"),
             ));
         }
-        let view = parts.view.borrow().clone();
-        let candidates = Search {
-            us: &parts.us,
-            agents: &parts.service.agents(),
-            view: &view,
-            min_trust: parts.min_trust,
-            away: false,
-        }
-        .find(&new.target)?;
+        let candidates = self.find_agents(&new.target, false)?;
         let here = candidates.first().is_some_and(|c| c.node == parts.us);
         if here && !new.chain.hops.is_empty() {
             return Err(looped());
@@ -161,6 +153,23 @@ impl Handoffs {
             .tasks
             .spawn(async move { attempts.run(&work, candidates).await });
         Ok((id, record))
+    }
+
+    /// Who may take what is for `target`, the best first. With `away` also nodes that are away.
+    ///
+    /// # Errors
+    /// As [`Search::find`].
+    pub fn find_agents(&self, target: &str, away: bool) -> Result<Vec<Candidate>, Failure> {
+        let parts = &self.0.parts;
+        let view = parts.view.borrow().clone();
+        Search {
+            us: &parts.us,
+            agents: &parts.service.agents(),
+            view: &view,
+            min_trust: parts.min_trust,
+            away,
+        }
+        .find(target)
     }
 
     /// A handoff of the last ten minutes, or one under way.

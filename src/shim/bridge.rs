@@ -3,6 +3,8 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,6 +18,7 @@ use crate::{
         record::{Ended, Phase, Record, ToolUse},
         runner::{AgentRun, AgentRunner, Begun, RunGuard},
     },
+    messages::{Courier, Note},
     wire::{
         code::{Code, Failure},
         limits::{BRIDGE_MESSAGE_TIMEOUT, BRIDGE_REQUESTS},
@@ -49,19 +52,6 @@ impl std::fmt::Debug for Bridge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Bridge")
     }
-}
-
-/// A message for an agent's main session.
-#[derive(Debug, Clone)]
-pub struct Note {
-    /// The agent.
-    pub agent: String,
-    /// The text, marked as another node's.
-    pub text: String,
-    /// Whether the agent is to look at it now.
-    pub wake: bool,
-    /// The same key twice is one message.
-    pub key: String,
 }
 
 impl Bridge {
@@ -118,7 +108,7 @@ impl Bridge {
     /// # Errors
     /// `overloaded` and `peer_unreachable` when the gateway cannot be asked, `timeout` when it says
     /// nothing, `upstream_error` with its own words.
-    pub async fn message(&self, note: Note) -> Result<(), Failure> {
+    async fn message(&self, note: Note) -> Result<(), Failure> {
         let (answer, answered) = oneshot::channel();
         let Note {
             agent,
@@ -311,6 +301,15 @@ impl AgentRunner for Bridge {
                 bridge.voice.say(&FromSidecar::AbortRun { id });
             }
         }))
+    }
+}
+
+impl Courier for Bridge {
+    fn deliver(
+        &self,
+        note: Note,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + '_>> {
+        Box::pin(self.message(note))
     }
 }
 

@@ -295,6 +295,20 @@ pub const REATTACH_FIRST: Duration = Duration::from_millis(200);
 pub const REATTACH_LONGEST: Duration = Duration::from_secs(2);
 /// Answer to a `query`.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// One message.
+pub const MESSAGE_BYTES: usize = 48 * KIB;
+/// A message waits this long for its node, and its id is remembered as long.
+pub const MESSAGE_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// First answer to a message.
+pub const MESSAGE_ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often what waits is tried without a sign that it would go through.
+pub const MESSAGE_RETRY: Duration = Duration::from_secs(30);
+/// Messages of ours that wait.
+pub const MESSAGES_STORED: usize = 1000;
+/// Bytes of them.
+pub const MESSAGES_BYTES: usize = 16 * MIB;
+/// Ids of messages taken from others that are remembered.
+pub const MESSAGES_TAKEN: usize = 16_384;
 /// Runs, messages and tool calls that wait for the gateway's process at once.
 pub const BRIDGE_REQUESTS: usize = 256;
 /// The gateway takes a message into a session within this.

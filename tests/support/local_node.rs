@@ -28,6 +28,12 @@ use clawmatrix::{
         session::{Class, Peer, SendError, Session, SessionHandler, SessionRef},
         view::{AgentOffer, Descriptor, NodeView, Reach, View},
     },
+    messages::{
+        self, Courier,
+        inbound::{Addressees, MessageService},
+        outbound::Messages,
+        store::Store,
+    },
     models::{
         catalog::Catalog,
         inbound::ModelService,
@@ -60,6 +66,9 @@ pub struct Setup {
     pub refresher: Option<Arc<dyn KeyRefresher>>,
     pub proxy_models: Vec<ProxyModel>,
     pub agents: Vec<OfferedAgent>,
+    pub courier: Option<Arc<dyn Courier>>,
+    /// State folder; a new one if none is given.
+    pub folder: Option<tempfile::TempDir>,
     /// Longest silence of a handoff.
     pub idle: Duration,
     /// Which start of this node it is.
@@ -75,6 +84,8 @@ impl Setup {
             refresher: None,
             proxy_models: vec![],
             agents: vec![],
+            courier: None,
+            folder: None,
             idle: Duration::from_secs(600),
             boot: 1,
         }
@@ -91,6 +102,19 @@ impl Setup {
         ));
         self.models.push(model);
         self
+    }
+}
+
+/// One agent takes the messages of everybody.
+#[derive(Debug)]
+struct Everybody(Option<String>);
+
+impl Addressees for Everybody {
+    fn addressee(&self, wanted: Option<&str>, _: Option<&Peer>) -> Result<String, Failure> {
+        self.0
+            .clone()
+            .filter(|id| wanted.is_none_or(|wanted| wanted == id))
+            .ok_or_else(|| Failure::not_started(Code::AgentNotFound, "no such agent"))
     }
 }
 
@@ -135,18 +159,18 @@ pub struct Node {
     pub tokens: TokenStore,
     pub tasks: Tasks,
     view: watch::Sender<Arc<View>>,
-    sessions: Arc<Table>,
+    pub sessions: Arc<Table>,
     key: PublicKey,
     agents: Vec<AgentOffer>,
     boot: Boot,
     pub lineage: Lineage,
-    _temp: tempfile::TempDir,
+    temp: tempfile::TempDir,
     _launch: clawmatrix::proxy::tokens::LaunchToken,
 }
 
 impl Node {
     pub async fn start(setup: Setup) -> Self {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = setup.folder.unwrap_or_else(|| tempfile::tempdir().unwrap());
         let dir = StateDir::open(temp.path()).unwrap();
         let tasks = Tasks::new();
         let name: NodeId = setup.name.parse().unwrap();
@@ -179,9 +203,18 @@ impl Node {
             lineage.clone(),
             tasks.clone(),
         );
+        let store = Store::open(&dir).unwrap();
+        let message_service = MessageService::new(
+            name.clone(),
+            Arc::new(Everybody(agents.first().map(|agent| agent.id.clone()))),
+            setup.courier,
+            store.clone(),
+            tasks.clone(),
+        );
         let handlers = Handlers::new()
             .with(Kind::Model, Arc::new(service.clone()))
-            .with(Kind::Handoff, Arc::new(handoff_service.clone()));
+            .with(Kind::Handoff, Arc::new(handoff_service.clone()))
+            .with(Kind::Send, Arc::new(message_service.clone()));
         let exchange = Exchange::new(tasks.clone(), Arc::new(handlers));
         service.count_bodies(exchange.budget());
         let catalog = Catalog::load(
@@ -209,10 +242,22 @@ impl Node {
             service: handoff_service,
             tasks: tasks.clone(),
         });
+        let messages = Messages::new(messages::outbound::Parts {
+            us: name.clone(),
+            min_trust: Level::Pinned,
+            exchange: exchange.clone(),
+            sessions: sessions.clone(),
+            view: view.subscribe(),
+            service: message_service.clone(),
+            store,
+        });
+        tasks.spawn(message_service.run());
+        tasks.spawn(messages.clone().run());
         let counters = Arc::new(Counters::default());
         let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
         let control = Control {
             handoffs,
+            messages,
             lineage: lineage.clone(),
             facts: Facts {
                 node: name.clone(),
@@ -263,9 +308,30 @@ impl Node {
             agents,
             boot: Boot([setup.boot; 16]),
             lineage,
-            _temp: temp,
+            temp,
             _launch: launch,
         }
+    }
+
+    /// Ends the node and gives what it has on disk to the next start. A copy: some of its parts hold one
+    /// another until the process ends, and with them the lock on the file.
+    pub async fn stop(self) -> tempfile::TempDir {
+        self.tasks.close(Duration::ZERO).await;
+        let next = tempfile::tempdir().unwrap();
+        let name = "messages.redb";
+        std::fs::copy(self.temp.path().join(name), next.path().join(name)).unwrap();
+        next
+    }
+
+    /// Another node goes out of sight.
+    pub fn lose(&self, other: &NodeId) {
+        self.view.send_modify(|view| {
+            let mut nodes = view.nodes.clone();
+            if let Some(node) = nodes.get_mut(other) {
+                node.reach = Reach::Unreachable;
+            }
+            *view = Arc::new(View { nodes });
+        });
     }
 
     pub fn url(&self, path: &str) -> String {
