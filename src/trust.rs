@@ -312,6 +312,12 @@ impl TrustStore {
         }
     }
 
+    /// Whether the name means anything to us, whoever uses it.
+    #[must_use]
+    pub fn knows(&self, node: &NodeId) -> bool {
+        lock(&self.inner.book).knows(node)
+    }
+
     /// Judges a name and the key that signs for it, and remembers a conflict.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::live::flow;
 use self::{
-    answering::Pending,
+    answering::{Answer, Name},
     hellos::Hellos,
     live::{Live, Unopened},
 };
@@ -68,6 +68,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(5);
 const UNCONFIRMED: Duration = Duration::from_secs(30);
 /// Our old session stays this much longer than it is used for sending.
 const AGE_GRACE: Duration = Duration::from_secs(60);
+/// Hints in vain are followed at least this often.
+const RESET_AT_MOST: Duration = Duration::from_secs(64);
 /// Messages of one handshake of ours that wait to be looked at.
 const SAID: usize = 8;
 /// Origins that hints are told to within [`TIDY_EVERY`].
@@ -79,6 +81,8 @@ const NOOP: &[u8] = b"{\"type\":\"noop\"}";
 /// A message of a handshake we began.
 #[derive(Debug)]
 struct Said {
+    /// Its `type`.
+    kind: &'static str,
     text: String,
 }
 
@@ -90,6 +94,31 @@ struct Opening {
     outcome: watch::Receiver<Option<Result<(), Failure>>>,
 }
 
+/// How hints that a session is unknown are followed: each that led to no other process of the node
+/// makes the next one wait twice as long, for it was a lie or a mistake.
+#[derive(Debug, Default)]
+struct Resets {
+    last: Option<Instant>,
+    in_vain: u32,
+}
+
+impl Resets {
+    /// Whether one may be followed now; notes it then.
+    fn due(&mut self, now: Instant) -> bool {
+        let pause = (RESET_EVERY * 2_u32.pow(self.in_vain)).min(RESET_AT_MOST);
+        let since = self.last.map(|last| now.saturating_duration_since(last));
+        if since.is_some_and(|since| since < pause) {
+            return false;
+        }
+        self.in_vain = match since {
+            Some(since) if since < 2 * RESET_AT_MOST => (self.in_vain + 1).min(16),
+            _ => 0,
+        };
+        self.last = Some(now);
+        true
+    }
+}
+
 /// What we have with one node.
 #[derive(Debug, Default)]
 struct Peers {
@@ -97,8 +126,8 @@ struct Peers {
     live: Vec<Arc<Live>>,
     /// The tie of our handshake under way.
     opening: Option<SessionId>,
-    /// When a hint last made us begin one.
-    reset_at: Option<Instant>,
+    /// What hints made us do.
+    resets: Resets,
     /// Finished handshakes of theirs in the minute that began then.
     finished: Option<(Instant, u32)>,
 }
@@ -127,7 +156,10 @@ struct Table {
     live: HashMap<SessionId, Arc<Live>>,
     peers: HashMap<NodeId, Peers>,
     openings: HashMap<SessionId, Opening>,
-    pending: HashMap<(NodeId, SessionId), Pending>,
+    /// Hellos of others and what they got.
+    pending: HashMap<Name, Answer>,
+    /// Proofs of others and what they got.
+    proofs: HashMap<Name, Answer>,
     hellos: HashMap<LinkId, Hellos<Hello>>,
     /// Whether somebody waits to serve the hellos that wait.
     serving: bool,
@@ -296,11 +328,18 @@ impl Sessions {
             return Ok(());
         }
         let n = header.n;
+        let neighbours = header.f == link.neighbour().node.as_str();
         let class = frame.fixed.class;
         let mut body = std::mem::take(&mut frame.record.rest);
         match live.open(class, frame.header(), n, &mut body) {
             Ok(()) => {}
-            Err(Unopened::Tag) => return Err(BadFrame::Body),
+            // What a neighbour sent in its own name it is to blame for. Of what it relayed it cannot
+            // know whether it opens: a member could cut others off their relays.
+            Err(Unopened::Tag) if neighbours => return Err(BadFrame::Body),
+            Err(Unopened::Tag) => {
+                link.drops.count(Reason::BadBody);
+                return Ok(());
+            }
             Err(Unopened::Replay) => {
                 link.drops.count(Reason::Replayed);
                 return Ok(());
@@ -338,17 +377,29 @@ impl Sessions {
                 text,
                 link: link.clone(),
             }),
-            "auth" => self.proof(link, origin, tie, text),
-            _ => {
-                let table = self.table();
-                let opening = table.openings.get(&tie);
-                let taken = opening
-                    .filter(|opening| opening.node == origin)
-                    .is_some_and(|opening| opening.said.try_send(Said { text }).is_ok());
-                if !taken {
-                    link.drops.count(Reason::BadHello);
-                }
-            }
+            "auth" => self.proof(link, &origin, tie, text),
+            "auth_challenge" => self.reply(link, &origin, &tie, "auth_challenge", text),
+            "auth_ok" => self.reply(link, &origin, &tie, "auth_ok", text),
+            _ => link.drops.count(Reason::BadHello),
+        }
+    }
+
+    /// M2 or M4: for the handshake of ours that it belongs to.
+    fn reply(
+        &self,
+        link: &Arc<Link>,
+        origin: &NodeId,
+        tie: &SessionId,
+        kind: &'static str,
+        text: String,
+    ) {
+        let table = self.table();
+        let opening = table.openings.get(tie);
+        let taken = opening
+            .filter(|opening| opening.node == *origin)
+            .is_some_and(|opening| opening.said.try_send(Said { kind, text }).is_ok());
+        if !taken {
+            link.drops.count(Reason::BadHello);
         }
     }
 
@@ -412,29 +463,23 @@ impl Sessions {
             let notice: Notice<'_> = json::parse(frame.body()).ok()?;
             let reset = notice.y == "e2e_reset";
             let sid = SessionId(unhex(notice.s.as_deref()?).ok()?);
-            let table = self.table();
-            let live = table.live.get(&sid)?;
-            (reset && header.f == live.node().as_str()).then(|| live.node().clone())
+            let live = self.table().live.get(&sid).cloned()?;
+            (reset && header.f == live.node().as_str()).then_some(live)
         };
-        let Some(node) = named() else {
+        let Some(live) = named() else {
             link.drops.count(Reason::BadNotice);
             return;
         };
         let due = {
             let mut table = self.table();
-            let now = Instant::now();
-            let peers = table.peers.entry(node.clone()).or_default();
-            let due = peers
-                .reset_at
-                .is_none_or(|at| now.saturating_duration_since(at) >= RESET_EVERY);
-            if due {
-                peers.reset_at = Some(now);
-            }
-            due
+            let peers = table.peers.entry(live.node().clone()).or_default();
+            // A newer one is there already, or this one is alive whatever the hint says.
+            let newest = peers.live.last().is_some_and(|last| last.id() == live.id());
+            newest && !live.just_heard() && peers.resets.due(Instant::now())
         };
         if due {
             // The old session stays until the new one is there: the hint may be a lie.
-            let _ = self.open(&node);
+            let _ = self.open(live.node());
         }
     }
 
@@ -446,6 +491,9 @@ impl Sessions {
             let mut table = self.table();
             let peers = table.peers.entry(live.node().clone()).or_default();
             let other_boot = |old: &Arc<Live>| old.peer().boot != boot;
+            if peers.live.iter().any(other_boot) {
+                peers.resets = Resets::default();
+            }
             ended.extend(peers.live.extract_if(.., |old| other_boot(old)));
             peers.live.push(live.clone());
             while peers.live.len() > SESSIONS_PER_PEER {
@@ -583,7 +631,8 @@ async fn run_tidy(sessions: Sessions, stop: CancellationToken) {
                 || (!live.usable() && age > UNCONFIRMED)
         });
         let mut table = sessions.table();
-        table.pending.retain(|_, pending| !pending.is_over());
+        table.pending.retain(|_, answer| !answer.is_over());
+        table.proofs.retain(|_, answer| !answer.is_over());
         table
             .hellos
             .retain(|_, hellos| !hellos.is_idle(Instant::now()));

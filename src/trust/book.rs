@@ -99,6 +99,12 @@ impl Book {
         }
     }
 
+    /// Whether the name means anything to us: it is configured or pinned.
+    pub(super) fn knows(&self, node: &NodeId) -> bool {
+        let folded = node.folded();
+        self.configured.contains_key(&folded) || self.pins.contains_key(&folded)
+    }
+
     /// Judges a name and the key that signs for it.
     pub(super) fn judge(
         &self,

@@ -103,6 +103,8 @@ pub const HELLOS_BURST: u32 = 60;
 pub const HELLOS_WAITING: usize = 64;
 /// End-to-end handshakes answered and not finished.
 pub const PENDING_HELLOS: usize = 256;
+/// Messages of one kind that claim to belong to one handshake of another node and are looked at (4.2).
+pub const HELLOS_ALIKE: usize = 4;
 /// Finished handshakes a minute with one node.
 pub const HELLOS_PER_PEER_MINUTE: u32 = 10;
 /// End-to-end handshakes of ours under way.

@@ -65,6 +65,14 @@ struct Way {
     hop: Option<Hop>,
 }
 
+/// When a session was last of use.
+#[derive(Debug, Clone, Copy)]
+struct Used {
+    last: Instant,
+    /// When a frame of the other side was last opened.
+    heard: Option<Instant>,
+}
+
 /// A session at work. See the module's text.
 pub(super) struct Live {
     id: SessionId,
@@ -81,7 +89,7 @@ pub(super) struct Live {
     // Std mutexes: held for a few instructions, never across an await.
     seen: Mutex<[Window; 3]>,
     way: Mutex<Way>,
-    last_used: Mutex<Instant>,
+    used: Mutex<Used>,
     /// Whether we may send: the other side has both keys for certain.
     confirmed: AtomicBool,
     ended: AtomicBool,
@@ -113,6 +121,9 @@ fn nonce(n: u64) -> Nonce {
     nonce[4..].copy_from_slice(&n.to_be_bytes());
     Nonce::assume_unique_for_key(nonce)
 }
+
+/// A node does not forget a session and is back to say so within this time.
+const JUST_NOW: Duration = Duration::from_secs(1);
 
 /// The associated data of a frame, and how long it is.
 fn associated(class: Class, header: &[u8]) -> ([u8; AAD_BYTES], usize) {
@@ -161,7 +172,10 @@ impl Live {
             first_ulid: Ulid::random(),
             seen: Mutex::default(),
             way: Mutex::default(),
-            last_used: Mutex::new(now),
+            used: Mutex::new(Used {
+                last: now,
+                heard: None,
+            }),
             confirmed: AtomicBool::new(keys.ours),
             ended: AtomicBool::new(false),
             ending: Notify::new(),
@@ -196,14 +210,24 @@ impl Live {
     }
 
     pub(super) fn idle(&self) -> Duration {
-        lock(&self.last_used).elapsed()
+        lock(&self.used).last.elapsed()
     }
 
     /// Notes that a frame of the other side was opened; true for the first one of a session that
     /// it began.
     pub(super) fn confirm(&self) -> bool {
-        *lock(&self.last_used) = Instant::now();
+        let now = Instant::now();
+        *lock(&self.used) = Used {
+            last: now,
+            heard: Some(now),
+        };
         !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the other side certainly knew this session a moment ago.
+    pub(super) fn just_heard(&self) -> bool {
+        let heard = lock(&self.used).heard;
+        heard.is_some_and(|heard| heard.elapsed() < JUST_NOW)
     }
 
     /// Ends it; true for whoever does so first.
@@ -338,7 +362,7 @@ impl Session for Live {
             return Err(SendError::Full);
         }
         let frame = self.write(class, json, data)?;
-        *lock(&self.last_used) = Instant::now();
+        lock(&self.used).last = Instant::now();
         match link.push(self.flow, class, frame) {
             // The link closed this moment; another may be up already.
             Err(SendError::Gone) if class == Class::Control => Ok(()),

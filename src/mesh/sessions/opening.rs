@@ -100,7 +100,7 @@ impl Attempt<'_> {
         let us = &self.sessions.0.us;
         let initiator = Arc::new(initiator);
         let introduced = self
-            .exchange(&m1, |m2| {
+            .exchange(&m1, "auth_challenge", |m2| {
                 let (initiator, trust) = (initiator.clone(), us.trust.clone());
                 blocking(move || {
                     let introduced = initiator.open(&m2)?;
@@ -116,7 +116,7 @@ impl Attempt<'_> {
         let proving = Arc::new(proving);
         let began = clock::since_boot();
         let (verified, params, admission) = self
-            .exchange(&m3, |m4| {
+            .exchange(&m3, "auth_ok", |m4| {
                 let (proving, trust) = (proving.clone(), us.trust.clone());
                 blocking(move || {
                     let verified = proving.confirm(&m4)?;
@@ -153,8 +153,13 @@ impl Attempt<'_> {
         Some(())
     }
 
-    /// Sends `message` until an answer to it is accepted.
-    async fn exchange<T, F>(&mut self, message: &str, accept: impl Fn(String) -> F) -> Option<T>
+    /// Sends `message` until an answer of type `kind` is accepted.
+    async fn exchange<T, F>(
+        &mut self,
+        message: &str,
+        kind: &str,
+        accept: impl Fn(String) -> F,
+    ) -> Option<T>
     where
         F: Future<Output = Result<T, HandshakeError>>,
     {
@@ -163,7 +168,12 @@ impl Attempt<'_> {
         loop {
             tokio::select! {
                 said = timeout_at(self.deadline, self.heard.recv()) => {
-                    match accept(said.ok()??.text).await {
+                    let said = said.ok()??;
+                    if said.kind != kind {
+                        // An answer to the message before, which was said more than once.
+                        continue;
+                    }
+                    match accept(said.text).await {
                         Ok(accepted) => return Some(accepted),
                         Err(error) => {
                             self.sessions.0.drops.count(Reason::BadHello);

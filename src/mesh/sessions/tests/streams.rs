@@ -1,0 +1,349 @@
+//! Requests of exchanges over sessions whose relay alters, holds back, loses and lies.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    exchange::{
+        Call, End, Exchange, InboundHandler, Incoming, Item, Kind as RequestKind, NewRequest,
+        Timeouts,
+    },
+    ids::RequestId,
+};
+
+/// Streams numbers for a model request; counts how often it was asked to run a tool.
+#[derive(Debug)]
+struct Worker {
+    tasks: Tasks,
+    ran: AtomicUsize,
+}
+
+const CHUNKS: usize = 150;
+const EVERY: Duration = Duration::from_millis(20);
+
+fn well() -> End {
+    End {
+        ok: true,
+        ..End::default()
+    }
+}
+
+async fn count(mut incoming: Incoming) {
+    incoming.reply.accept().await.unwrap();
+    for n in 0..CHUNKS {
+        if incoming
+            .reply
+            .chunk(format!("{n},").into(), None)
+            .await
+            .is_err()
+        {
+            return;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+    let _ = incoming.reply.end(well()).await;
+}
+
+impl InboundHandler for Worker {
+    fn handle(&self, mut incoming: Incoming) {
+        if incoming.kind == RequestKind::Model {
+            self.tasks.spawn(count(incoming));
+            return;
+        }
+        self.ran.fetch_add(1, Ordering::Relaxed);
+        self.tasks.spawn(async move {
+            incoming.reply.accept().await.unwrap();
+            tokio::time::sleep(20 * SECOND).await;
+            let _ = incoming.reply.end(well()).await;
+        });
+    }
+}
+
+struct Working {
+    trio: Trio,
+    home: Exchange,
+    office: Arc<Worker>,
+}
+
+fn exchange() -> (Exchange, Arc<Worker>) {
+    let tasks = Tasks::new();
+    let worker = Arc::new(Worker {
+        tasks: tasks.clone(),
+        ran: AtomicUsize::new(0),
+    });
+    (Exchange::new(tasks, worker.clone()), worker)
+}
+
+async fn working() -> Working {
+    let (home, _) = exchange();
+    let (office, worker) = exchange();
+    Working {
+        trio: Trio::with(Arc::new(home.clone()), Arc::new(office)).await,
+        home,
+        office: worker,
+    }
+}
+
+impl Working {
+    async fn ask(&self, kind: RequestKind) -> Call {
+        let session = self.trio.home.open("office").await;
+        let fields = match kind {
+            RequestKind::Model => r#""model":"m","path":"/v1/chat/completions","stream":true"#,
+            _ => r#""tool":"exec","args":{}"#,
+        };
+        let request = NewRequest {
+            rid: RequestId::random(),
+            kind,
+            fields: fields.to_owned(),
+            body: Bytes::new(),
+            class: Class::Interactive,
+            idempotent: !kind.once(),
+            timeouts: Timeouts {
+                accept: 60 * SECOND,
+                idle: None,
+                deadline: 600 * SECOND,
+                until_first_byte: false,
+            },
+        };
+        self.home.open(&session, request).unwrap()
+    }
+
+    async fn stream(&self) -> Call {
+        self.ask(RequestKind::Model).await
+    }
+
+    async fn tool(&self) -> Call {
+        self.ask(RequestKind::Tool).await
+    }
+
+    /// What the relay's altering cost, at both ends.
+    fn unopened(&self) -> u64 {
+        self.trio.home.dropped(Reason::BadBody) + self.trio.office.dropped(Reason::BadBody)
+    }
+}
+
+/// Reads an answer to its end.
+async fn all(call: &mut Call) -> Result<String, Failure> {
+    let mut text = Vec::new();
+    while let Some(item) = timeout(200 * SECOND, call.next()).await.unwrap()? {
+        if let Item::Chunk { data, .. } = item {
+            text.extend_from_slice(&data);
+        }
+    }
+    Ok(String::from_utf8(text).unwrap())
+}
+
+fn whole() -> String {
+    (0..CHUNKS).map(|n| format!("{n},")).collect()
+}
+
+/// T31, T32: body, class, header and number altered by turns: counted, never believed, sent again.
+/// An altered `ttl` harms nothing.
+#[tokio::test(start_paused = true)]
+async fn a_stream_survives_a_relay_that_alters_frames() {
+    let working = working().await;
+    let mut call = working.stream().await;
+    let altered = Arc::new(Mutex::new(0_u64));
+    let (count, mut n) = (altered.clone(), 0_u64);
+    working.trio.relay.does(move |_, mut frame| {
+        frame.ttl = 3;
+        if frame.kind != Kind::Routed {
+            return vec![frame];
+        }
+        n += 1;
+        if n % 5 != 0 {
+            return vec![frame];
+        }
+        *count.lock().unwrap() += 1;
+        match n / 5 % 4 {
+            0 => {
+                let middle = frame.body.len() / 2;
+                frame.body[middle] ^= 1;
+            }
+            1 => frame.header.push(b' '),
+            2 if frame.class == Class::Bulk => frame.class = Class::Interactive,
+            2 => frame.class = Class::Bulk,
+            _ => {
+                let text = String::from_utf8(frame.header).unwrap();
+                frame.header = text.replace("\"n\":", "\"n\":1").into_bytes();
+            }
+        }
+        vec![frame]
+    });
+    assert_eq!(all(&mut call).await.unwrap(), whole());
+    let altered = *altered.lock().unwrap();
+    assert!(altered > 30, "{altered}");
+    until("all of them counted", || working.unopened() == altered).await;
+    // The relay's links are not to blame: whoever sits farther away may have altered them.
+    assert_eq!(working.trio.home.open_links(), 1);
+    assert_eq!(working.trio.office.open_links(), 1);
+}
+
+/// T33 for streams: a relay that says everything twice, the second time much later.
+#[tokio::test(start_paused = true)]
+async fn a_stream_survives_a_relay_that_repeats_and_reorders() {
+    let working = working().await;
+    let mut call = working.stream().await;
+    let mut held: Vec<Frame> = Vec::new();
+    working.trio.relay.does(move |_, frame| {
+        if frame.kind != Kind::Routed {
+            return vec![frame];
+        }
+        held.push(frame.clone());
+        if held.len() < 7 {
+            return vec![frame];
+        }
+        let mut late = std::mem::take(&mut held);
+        late.reverse();
+        late.insert(0, frame);
+        late
+    });
+    assert_eq!(all(&mut call).await.unwrap(), whole());
+}
+
+/// T37: a storm of forged resets costs a handshake every two seconds at most, and nothing that runs.
+#[tokio::test(start_paused = true)]
+async fn forged_resets_harm_nothing_that_runs() {
+    let working = working().await;
+    let (mut call, mut tool) = (working.stream().await, working.tool().await);
+    let session = working.trio.home.open("office").await;
+    let relay = working.trio.relay.clone();
+    let storm = async {
+        let began = Instant::now();
+        while began.elapsed() < 30 * SECOND {
+            for _ in 0..20 {
+                relay.inject("home", Frame::reset("office", "home", &session.id()));
+                let back = working.trio.office.sessions().ready(&node("home"));
+                if let Some(back) = back {
+                    relay.inject("office", Frame::reset("home", "office", &back.id()));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (text, ran, ()) = tokio::join!(all(&mut call), all(&mut tool), storm);
+    assert_eq!(text.unwrap(), whole());
+    assert!(ran.is_ok(), "{ran:?}");
+    assert_eq!(working.office.ran.load(Ordering::Relaxed), 1);
+    for way in [Way::ToOffice, Way::ToHome] {
+        let begun = relay.heard(way, "auth_hello").len();
+        assert!(begun <= 17, "{begun} handshakes in 30 s");
+    }
+}
+
+/// T39, T124: a relay keeps a request that may run only once, the node asked restarts, the relay lets
+/// it go. It never runs, and the asker learns that nobody knows.
+#[tokio::test(start_paused = true)]
+async fn what_may_run_once_does_not_run_after_a_restart() {
+    let mut working = working().await;
+    // A session is up, so that the request can be held back alone.
+    let mut first = working.stream().await;
+    all(&mut first).await.unwrap();
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let keep = held.clone();
+    working.trio.relay.does(move |way, frame| {
+        if way == Way::ToOffice && frame.kind == Kind::Routed {
+            keep.lock().unwrap().push(frame);
+            return vec![];
+        }
+        vec![frame]
+    });
+    let mut tool = working.tool().await;
+    until("the request is held", || !held.lock().unwrap().is_empty()).await;
+    let (office, worker) = exchange();
+    working.trio.restart_office(Arc::new(office)).await;
+    working.trio.relay.obeys();
+    for frame in held.lock().unwrap().drain(..) {
+        working.trio.relay.inject("office", frame);
+    }
+    let failure = all(&mut tool).await.unwrap_err();
+    assert_eq!(failure.code, Code::OutcomeUnknown);
+    assert_eq!(worker.ran.load(Ordering::Relaxed), 0);
+    assert_eq!(working.office.ran.load(Ordering::Relaxed), 0);
+    assert!(working.trio.office.dropped(Reason::UnknownSession) > 0);
+    // With the process that is there now everything works.
+    let mut tool = working.tool().await;
+    assert_eq!(all(&mut tool).await, Ok(String::new()));
+    assert_eq!(worker.ran.load(Ordering::Relaxed), 1);
+}
+
+/// 4.6: nothing authenticated for 30 s while a request is open ends the session; the
+/// relay's own signs of life do not count.
+#[tokio::test(start_paused = true)]
+async fn silence_ends_a_session_although_its_link_lives() {
+    let working = working().await;
+    let mut call = working.stream().await;
+    while !matches!(call.next().await.unwrap(), Some(Item::Chunk { .. })) {}
+    working.trio.relay.does(|_, frame| match frame.kind {
+        Kind::Routed => vec![],
+        _ => vec![frame],
+    });
+    let silent = Instant::now();
+    let failure = all(&mut call).await.unwrap_err();
+    assert_eq!(failure.code, Code::StreamLost);
+    let waited = silent.elapsed().as_secs();
+    assert!((29..=32).contains(&waited), "{waited} s");
+    until("the session is over", || {
+        working.trio.home.sessions().count() == 0
+    })
+    .await;
+    assert_eq!(working.trio.home.open_links(), 1);
+    working.trio.relay.obeys();
+    assert_eq!(all(&mut working.stream().await).await.unwrap(), whole());
+}
+
+/// 6.6: what heals within 30 s costs nothing but the wait.
+#[tokio::test(start_paused = true)]
+async fn a_stream_outlives_twenty_silent_seconds() {
+    let working = working().await;
+    let mut call = working.stream().await;
+    while !matches!(call.next().await.unwrap(), Some(Item::Chunk { .. })) {}
+    working.trio.relay.does(|_, _| vec![]);
+    let relay = working.trio.relay.clone();
+    let heal = async {
+        tokio::time::sleep(20 * SECOND).await;
+        relay.obeys();
+    };
+    let (rest, ()) = tokio::join!(all(&mut call), heal);
+    assert!(whole().ends_with(&rest.unwrap()));
+}
+
+/// T60 as far as sessions go: the relay dies in the middle of a stream and another way is there.
+#[tokio::test(start_paused = true)]
+async fn a_stream_goes_on_over_another_way() {
+    let working = working().await;
+    let second = Relay::new("second", true);
+    let trio = &working.trio;
+    let ways = (
+        second.link(&trio.home).await,
+        second.link(&trio.office).await,
+    );
+    let first = |site: &Site| site.links.lock().unwrap()[0].clone();
+    let (at_home, at_office) = (first(&trio.home), first(&trio.office));
+    let mut call = working.stream().await;
+    let mut text = Vec::new();
+    let mut broken = None;
+    while let Some(item) = timeout(60 * SECOND, call.next()).await.unwrap().unwrap() {
+        if let Item::Chunk { data, .. } = item {
+            if let Some(at) = broken.take() {
+                let at: Instant = at;
+                assert!(at.elapsed() < 5 * SECOND, "resumed within 5 s");
+            }
+            text.extend_from_slice(&data);
+        }
+        if text.len() > 60 && trio.home.open_links() == 2 {
+            trio.relay.does(|_, _| vec![]);
+            broken = Some(Instant::now());
+            for (site, link) in [(&trio.home, &at_home), (&trio.office, &at_office)] {
+                link.end(CloseCode::Timeout, "cut by the test");
+                assert_eq!(site.open_links(), 1);
+            }
+            trio.home.leads("office", &ways.0);
+            trio.office.leads("home", &ways.1);
+        }
+    }
+    assert_eq!(String::from_utf8(text).unwrap(), whole());
+    assert_eq!(trio.home.sessions().count(), 1, "the same session");
+}
