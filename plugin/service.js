@@ -4,6 +4,7 @@
 import { mkdirSync } from 'node:fs';
 
 import { findBinary } from './binary.js';
+import { Bridge } from './bridge.js';
 import { builtInProviders } from './builtins.js';
 import { openclawToken, stateFolder } from './client.js';
 import { EntryWriter } from './provider.js';
@@ -94,6 +95,12 @@ class Running {
         this.#tell();
       },
     });
+    this.bridge = new Bridge({
+      api,
+      config: () => this.cfg,
+      logger: ctx.logger,
+      say: (message) => this.sidecar.send(message),
+    });
     this.sidecar = new Sidecar({
       binary: () => findBinary({ rootDir: api.rootDir ?? import.meta.dirname, sidecarPath: config.sidecarPath }),
       stateFolder: folder,
@@ -102,6 +109,7 @@ class Running {
         problem === undefined ? ctx.serviceHealth?.clearFailure() : ctx.serviceHealth?.reportFailure(new Error(problem)),
       greeting: () => this.#greeting(),
       onMessage: (message) => void this.#guard(this.#heard(message)),
+      onGone: () => this.bridge.abortAll(),
     });
   }
 
@@ -116,6 +124,7 @@ class Running {
     clearInterval(this.watch);
     this.writer.close();
     await this.sidecar.stop();
+    this.bridge.abortAll();
   }
 
   /** @returns {Promise<import('./types.js').ToSidecar>} */
@@ -141,6 +150,7 @@ class Running {
 
   /** @param {import('./types.js').FromSidecar} message */
   async #heard(message) {
+    if (this.bridge.heard(message)) return;
     switch (message.type) {
       case 'ready':
         this.writer.listensOn(message.proxyPort);

@@ -130,6 +130,7 @@ function levelOf(level) {
  * @property {(problem: string | undefined) => void} health a problem, or undefined when it is gone
  * @property {() => Promise<import('./types.js').ToSidecar>} greeting the first line of each start
  * @property {(message: import('./types.js').FromSidecar) => void} onMessage
+ * @property {() => void} [onGone] the sidecar has ended, however it did
  */
 
 /** Supervises one sidecar. `start` and `stop` may be called any number of times, in any order. */
@@ -251,6 +252,7 @@ export class Sidecar {
   #gone(child, problem, code, settled) {
     if (this.child !== child) return;
     this.child = undefined;
+    this.options.onGone?.();
     if (!this.wanted) return;
     this.crashes = settled ? 1 : this.crashes + 1;
     this.options.health(problem);

@@ -1,9 +1,18 @@
 // The agent tools: name, description, parameters, route. No decision is taken here; policy and
 // routing live in the sidecar.
 
-import { get } from './client.js';
+import { call, get, stream } from './client.js';
 
 /** @typedef {import('./types.js').Tool} Tool */
+/** @typedef {Record<string, any>} Params */
+
+/**
+ * @typedef {object} Where
+ * @property {string} folder the sidecar's state folder
+ * @property {string} [session] OpenClaw session the tool is called in
+ * @property {AbortSignal} [signal]
+ * @property {(text: string) => void} progress shows what has come so far
+ */
 
 /**
  * @typedef {object} Row
@@ -11,8 +20,22 @@ import { get } from './client.js';
  * @property {string} label
  * @property {string} description
  * @property {import('./types.js').Json} parameters
- * @property {(folder: string, params: Record<string, unknown>, signal?: AbortSignal) => Promise<unknown>} run
+ * @property {(where: Where, params: Params) => Promise<{ text: string, details: unknown }>} run
  */
+
+/** Longest progress shown at once, in characters: its end. */
+const PROGRESS = 4000;
+
+const TARGET =
+  'Who: "node/agent", an agent id, a node id (its first agent), "tags:<tag>", or "any". cluster_peers lists what there is.';
+
+/**
+ * @param {Record<string, unknown>} properties
+ * @param {string[]} required
+ */
+const object = (properties, required) =>
+  /** @type {import('./types.js').Json} */ ({ type: 'object', properties, required, additionalProperties: false });
+const text = (/** @type {string} */ description) => ({ type: 'string', description });
 
 /** @type {Row[]} */
 export const TOOLS = [
@@ -22,10 +45,87 @@ export const TOOLS = [
     description:
       'Lists the other nodes of the ClawMatrix mesh with their agents, models, tags, connection state and latency. ' +
       'Call it first to learn which nodes exist before addressing one.',
-    parameters: { type: 'object', properties: {}, additionalProperties: false },
-    run: (folder, _params, signal) => get(folder, '/api/v1/peers', { signal }),
+    parameters: object({}, []),
+    async run({ folder, signal }) {
+      const peers = await get(folder, '/api/v1/peers', { signal });
+      return { text: JSON.stringify(peers, null, 1), details: peers };
+    },
+  },
+  {
+    name: 'cluster_handoff',
+    label: 'Hand a task to another agent',
+    description:
+      'Gives a task to an agent of another node and waits for its answer. The agent works with its own tools and knows nothing of ' +
+      'this conversation: say everything it needs in task and context. If it asks back, call again with the same session.',
+    parameters: object(
+      {
+        target: text(TARGET),
+        task: text('What the agent is to do, complete in itself.'),
+        context: text('What it should know besides the task.'),
+        session: text('The session named in an earlier answer, to continue it.'),
+      },
+      ['target', 'task'],
+    ),
+    run: handoff,
+  },
+  {
+    name: 'cluster_send',
+    label: 'Message another agent',
+    description:
+      'Leaves a message for an agent of another node, without waiting for an answer. It is kept for a day when that node is away.',
+    parameters: object({ target: text(TARGET), message: text('The message.') }, ['target', 'message']),
+    async run(where, { target, message }) {
+      const sent = await call(where.folder, 'POST', '/api/v1/send', { target, message }, options(where));
+      const said = sent.delivered
+        ? `delivered to ${sent.nodeId}`
+        : 'queued: the node is away; the message is delivered when it is back, within a day';
+      return { text: said, details: sent };
+    },
   },
 ];
+
+/** @param {Where} where */
+function options({ signal, session }) {
+  return { signal, session, timeoutMs: 0 };
+}
+
+/**
+ * @param {Where} where
+ * @param {Params} params
+ */
+async function handoff(where, { target, task, context, session }) {
+  let said = '';
+  const end = await stream(where.folder, '/api/v1/handoff', { target, task, context, session }, options(where), (name, data) => {
+    if (name === 'delta') said += data.text;
+    else if (name === 'tool' && data.phase === 'start') said += `\n[${data.name}]\n`;
+    else return;
+    where.progress(said);
+  });
+  if (!end.success) throw new Error(failureOf(`the handoff to ${end.nodeId ?? target}`, end));
+  const asks = end.outcome === 'input_required';
+  const note = asks
+    ? `\n\n[${end.nodeId}/${end.agent} needs an answer before it goes on: call cluster_handoff again with session "${end.session}" and the answer as task]`
+    : `\n\n[from ${end.nodeId}/${end.agent}; session "${end.session}" continues this]`;
+  return { text: `${end.result}${note}`, details: end };
+}
+
+/** What the model can do about each outcome that is no success. */
+const ADVICE = /** @type {Record<string, string>} */ ({
+  not_dispatched: 'It never began, so it is safe to try again or elsewhere.',
+  outcome_unknown: 'It may have been done, in part or whole: check before you do it again.',
+  cancelled: 'It was cancelled; what was done until then stands.',
+  failed: 'What was done until then stands.',
+});
+
+/**
+ * @param {string} what
+ * @param {Params} end
+ */
+function failureOf(what, end) {
+  const why = end.error?.message ?? 'no reason was given';
+  const partial = end.result ? `\nUntil then it said:\n${end.result}` : '';
+  return `${what} did not succeed (${end.outcome ?? end.error?.code}): ${why}. ${ADVICE[end.outcome] ?? ''}${partial}`.trim();
+}
 
 /**
  * Registers every tool as optional: OpenClaw shows them to agents once they are allowed.
@@ -34,19 +134,42 @@ export const TOOLS = [
  */
 export function registerTools(api, folder) {
   for (const { run, ...tool } of TOOLS) {
-    api.registerTool(
-      {
-        ...tool,
-        async execute(_id, params, signal) {
-          const result = await run(folder(), params ?? {}, signal);
-          return { content: [{ type: 'text', text: JSON.stringify(result, null, 1) }], details: result };
-        },
+    // A factory, since only it learns in which session the tool is called.
+    const make = (/** @type {import('./types.js').ToolContext} */ context) => ({
+      ...tool,
+      /** @type {Tool['execute']} */
+      async execute(_id, params, signal, onUpdate) {
+        const progress = throttled((text) => onUpdate?.({ content: [{ type: 'text', text: text.slice(-PROGRESS) }], details: {} }));
+        try {
+          const where = { folder: folder(), session: context?.sessionKey, signal, progress };
+          const { text, details } = await run(where, params ?? {});
+          return { content: [{ type: 'text', text }], details };
+        } catch (error) {
+          // Thrown, so that OpenClaw grades the call as failed; the model reads the words.
+          throw signal?.aborted ? new Error(`${tool.name} was cancelled`) : error;
+        }
       },
-      { optional: true },
-    );
+    });
+    api.registerTool(make, { name: tool.name, optional: true });
   }
 }
 
+/** How often progress is shown at most, ms. */
+const PROGRESS_EVERY = 200;
+
+/**
+ * Shows the first text at once and later ones not too often.
+ * @param {(text: string) => void} show
+ */
+function throttled(show) {
+  let last = 0;
+  return (/** @type {string} */ text) => {
+    const now = Date.now();
+    if (now - last < PROGRESS_EVERY) return;
+    last = now;
+    show(text);
+  };
+}
 /**
  * Whether any agent may see our tools under OpenClaw's settings; if not, what to set. Optional
  * tools need the profile `full`, or our name, id or group in `allow` or `alsoAllow`.
@@ -54,8 +177,7 @@ export function registerTools(api, folder) {
  * @returns {string | undefined} the warning
  */
 export function visibilityWarning(cfg) {
-  const agents = Array.isArray(cfg.agents?.list) ? cfg.agents.list : [];
-  const policies = [cfg.tools, ...agents.map((agent) => agent?.tools)];
+  const policies = [cfg.tools, ...agentsOf(cfg).map((agent) => agent.tools)];
   const base = cfg.tools;
   const visible = policies.some((policy) => {
     if (!policy) return false;
@@ -70,6 +192,18 @@ export function visibilityWarning(cfg) {
   return merged
     ? 'no agent can see the cluster tools: add "clawmatrix" to tools.allow in OpenClaw\'s configuration'
     : 'no agent can see the cluster tools: run openclaw config set tools.alsoAllow \'["clawmatrix"]\' --strict-json --merge';
+}
+
+/**
+ * The agents of OpenClaw's configuration: `agents.entries`, or `agents.list` as older ones have it.
+ * @param {import('./types.js').OpenClawConfig} cfg
+ * @returns {{ id: string, tools?: import('./types.js').ToolsConfig }[]}
+ */
+export function agentsOf(cfg) {
+  const { entries, list: older } = cfg.agents ?? {};
+  const keyed = entries && typeof entries === 'object' ? Object.entries(entries).map(([id, entry]) => ({ ...entry, id })) : [];
+  const listed = (Array.isArray(older) ? older : []).map((entry) => ({ ...entry, id: entry?.id ?? '' }));
+  return [...keyed, ...listed];
 }
 
 /** @param {unknown} value @returns {string[]} */

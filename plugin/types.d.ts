@@ -49,7 +49,9 @@ export interface OpenClawConfig {
   models?: { providers?: Record<string, ProviderConfig>; [key: string]: unknown };
   plugins?: { entries?: Record<string, { config?: PluginConfig; [key: string]: unknown }>; [key: string]: unknown };
   tools?: ToolsConfig;
-  agents?: { defaults?: { [key: string]: unknown }; list?: AgentConfig[]; [key: string]: unknown };
+  gateway?: { port?: number; auth?: { mode?: string; token?: string; password?: string }; [key: string]: unknown };
+  session?: { mainKey?: string; [key: string]: unknown };
+  agents?: { defaults?: { [key: string]: unknown }; entries?: Record<string, AgentConfig>; list?: AgentConfig[]; [key: string]: unknown };
   [key: string]: unknown;
 }
 
@@ -101,6 +103,49 @@ export interface Runtime {
     }): Promise<ResolvedAuth & { baseUrl?: string }>;
   };
   state: { resolveStateDir(env?: NodeJS.ProcessEnv): string };
+  agent: {
+    resolveAgentWorkspaceDir(cfg: OpenClawConfig, agentId: string): string;
+    runEmbeddedAgent(run: AgentRun): Promise<AgentResult>;
+    session?: { createSessionEntry?(entry: { cfg: OpenClawConfig; key: string; agentId?: string }): Promise<unknown> };
+  };
+  modelConfig?: {
+    resolveDefaultModelForAgent?(ask: { cfg: OpenClawConfig; agentId: string }): { provider: string; model: string } | undefined;
+  };
+  system: {
+    enqueueSystemEvent(text: string, options: { sessionKey: string; agentId?: string; contextKey?: string }): boolean;
+    runHeartbeatOnce(options: { reason?: string; agentId?: string; sessionKey?: string }): Promise<{ status?: string; reason?: string } | undefined>;
+  };
+}
+
+export interface AgentRun {
+  agentId: string;
+  sessionKey: string;
+  sessionId: string;
+  runId: string;
+  config: OpenClawConfig;
+  workspaceDir: string;
+  prompt: string;
+  timeoutMs: number;
+  provider?: string;
+  model?: string;
+  toolsAllow?: string[];
+  senderIsOwner?: boolean;
+  terminalReplyExpectation?: 'required' | 'optional';
+  abortSignal?: AbortSignal;
+  onExecutionStarted?(): unknown;
+  onPartialReply?(payload: { text?: string; delta?: string }): void;
+  onAssistantMessageStart?(): void;
+  onAgentEvent?(event: AgentEvent): void;
+}
+
+export interface AgentEvent {
+  stream: string;
+  data?: { name?: unknown; phase?: unknown; isError?: unknown; [key: string]: unknown };
+}
+
+export interface AgentResult {
+  payloads?: { text?: string; isError?: boolean; isReasoning?: boolean; isCommentary?: boolean }[];
+  meta?: { aborted?: boolean; error?: { message: string } };
 }
 
 export interface Tool {
@@ -114,6 +159,20 @@ export interface Tool {
     signal?: AbortSignal,
     onUpdate?: (update: unknown) => void,
   ): Promise<{ content: { type: 'text'; text: string }[]; details?: unknown }>;
+}
+
+export interface Injection {
+  sessionKey: string;
+  agentId?: string;
+  text: string;
+  idempotencyKey?: string;
+  placement?: 'prepend_context';
+}
+
+/** What OpenClaw tells a tool of where it is called. */
+export interface ToolContext {
+  sessionKey?: string;
+  agentId?: string;
 }
 
 export interface GatewayRequest {
@@ -151,7 +210,12 @@ export interface PluginApi {
     start(ctx: ServiceContext): Promise<void> | void;
     stop(ctx?: ServiceContext): Promise<void> | void;
   }): void;
-  registerTool(tool: Tool, options?: { optional?: boolean }): void;
+  registerTool(make: (context: ToolContext) => Tool, options?: { name?: string; optional?: boolean }): void;
+  session: {
+    workflow: {
+      enqueueNextTurnInjection(injection: Injection): Promise<{ enqueued: boolean; id?: string }>;
+    };
+  };
   registerGatewayMethod(
     name: string,
     handler: (request: GatewayRequest) => Promise<void> | void,
@@ -203,10 +267,21 @@ export interface CatalogEntry {
 export type ToSidecar =
   | { type: 'config'; config: Json; providers: Record<string, UpstreamProvider>; warnings: string[] }
   | { type: 'providers'; providers: Record<string, UpstreamProvider>; warnings: string[]; id?: number }
+  | { type: 'run_started'; id: number }
+  | { type: 'run_delta'; id: number; text: string }
+  | { type: 'run_tool'; id: number; name: string; phase: 'start' | 'end'; failed?: boolean }
+  | { type: 'run_end'; id: number; outcome: 'completed' | 'failed' | 'refused' | 'cancelled'; text: string; error?: string }
+  | { type: 'message_done'; id: number; error?: string }
+  | { type: 'tool_result'; id: number; status: number; body: Json }
   | { type: 'drain' };
 
 export type FromSidecar =
   | { type: 'ready'; proxyPort: number; listenPort: number | null }
   | { type: 'failed'; code: number; message: string }
   | { type: 'refresh_key'; id: number; provider: string }
-  | { type: 'catalog'; entries: CatalogEntry[] };
+  | { type: 'catalog'; entries: CatalogEntry[] }
+  | { type: 'run_agent'; id: number; agent: string; sessionKey: string; sessionId: string; prompt: string; tools?: string[]; timeoutMs: number }
+  | { type: 'abort_run'; id: number }
+  | { type: 'message'; id: number; agent: string; text: string; wake: boolean; key: string }
+  | { type: 'invoke_tool'; id: number; tool: string; args: Json; sessionKey?: string; timeoutMs: number }
+  | { type: 'abort_tool'; id: number };

@@ -69,6 +69,7 @@ test('agents that may see the tools silence the warning', () => {
   for (const word of ['clawmatrix', 'cluster_peers', 'cluster_*', 'group:plugins', '*']) {
     assert.equal(visibilityWarning({ tools: { alsoAllow: [word] } }), undefined, word);
     assert.equal(visibilityWarning({ agents: { list: [{}, { tools: { allow: [word] } }] } }), undefined, word);
+    assert.equal(visibilityWarning({ agents: { entries: { main: { tools: { allow: [word] } } } } }), undefined, word);
   }
   assert.equal(visibilityWarning({ tools: { profile: 'full' } }), undefined);
   assert.ok(visibilityWarning({ tools: { profile: 'full', deny: ['clawmatrix'] } }));
@@ -124,7 +125,8 @@ test('registering starts nothing and touches no runtime where it must not', () =
       },
     };
     plugin.register(api);
-    const expected = { 'cli-metadata': ['cli'], discovery: ['cli', 'tool'], full: ['cli', 'tool', 'service', 'method', 'method'] };
+    const tools = TOOLS.map(() => 'tool');
+    const expected = { 'cli-metadata': ['cli'], discovery: ['cli', ...tools], full: ['cli', ...tools, 'service', 'method', 'method'] };
     assert.deepEqual(calls, expected[/** @type {keyof expected} */ (mode)]);
   }
 });
