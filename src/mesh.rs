@@ -32,9 +32,10 @@ pub(crate) mod testkit;
 mod tests;
 pub mod transport;
 pub mod view;
+mod warm;
 pub mod ws;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
@@ -113,6 +114,11 @@ impl Mesh {
             self.hub.configured(&peer.node_id);
             self.hub.tasks.spawn(dial::run(self.hub.clone(), peer));
         }
+    }
+
+    /// Opens sessions ahead of need until shutdown: to `named` nodes and to all that lend models.
+    pub fn keep_warm(&self, named: HashSet<NodeId>) {
+        self.hub.tasks.spawn(warm::run(self.hub.clone(), named));
     }
 
     /// What is known about every other node.

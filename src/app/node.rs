@@ -308,6 +308,8 @@ impl Node {
             mesh.listen(adopt(listener)?);
         }
         mesh.dial(config.peers.clone());
+        let homes = config.proxy_models.iter();
+        mesh.keep_warm(homes.filter_map(|model| model.node_id.clone()).collect());
         let connections = Tasks::new();
         api.serve(adopt(local)?, &connections);
         write_endpoint(&state, proxy_port, listen_port)?;

@@ -70,6 +70,8 @@ const UNCONFIRMED: Duration = Duration::from_secs(30);
 const AGE_GRACE: Duration = Duration::from_secs(60);
 /// Hints in vain are followed at least this often.
 const RESET_AT_MOST: Duration = Duration::from_secs(64);
+/// Handshakes under way above which none is begun ahead of need.
+const WARMING: usize = 8;
 /// Messages of one handshake of ours that wait to be looked at.
 const SAID: usize = 8;
 /// Origins that hints are told to within [`TIDY_EVERY`].
@@ -251,12 +253,15 @@ impl Sessions {
         }
     }
 
-    /// Begins a handshake with `node` in the background unless a session or a handshake is there.
-    pub(super) fn warm(&self, node: &NodeId) {
-        if self.ready(node).is_none() {
-            // Nobody waits for it: whoever needs the session will hear why there is none.
-            let _ = self.open(node);
+    /// Begins a handshake with `node` in the background unless a session or a handshake is there;
+    /// false when too many are under way, so that those somebody waits for find room.
+    pub(super) fn warm(&self, node: &NodeId) -> bool {
+        if self.ready(node).is_some() {
+            return true;
         }
+        let room = self.table().openings.len() < WARMING;
+        // Nobody waits for it: whoever needs the session will hear why there is none.
+        room && self.open(node).is_ok()
     }
 
     fn open(&self, node: &NodeId) -> Result<watch::Receiver<Option<Result<(), Failure>>>, Failure> {
