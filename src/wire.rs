@@ -10,3 +10,4 @@ pub mod inner;
 pub mod json;
 pub mod limits;
 pub mod record;
+pub mod shapes;

@@ -10,12 +10,13 @@ use super::{
     error::{CliError, USAGE},
     output,
 };
-use crate::{config::schema as config, mesh::view::Descriptor, shim};
+use crate::{config::schema as config, mesh::view::Descriptor, shim, wire::shapes};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Which one [default: config].
-    #[arg(value_parser = clap::builder::PossibleValuesParser::new(NAMES))]
+    /// Which one: config, descriptor, to-sidecar, from-sidecar, or a frame: inner-chunk, link-ping
+    /// [default: config].
+    #[arg(value_parser = known)]
     name: Option<String>,
     /// Write all of them into a folder, as `<name>.schema.json`.
     #[arg(long, value_name = "DIR", conflicts_with = "name")]
@@ -28,15 +29,30 @@ pub(super) struct Args {
     manual: Option<PathBuf>,
 }
 
-/// The schemas there are.
+/// The schemas there are beside those of frames.
 const NAMES: [&str; 4] = ["config", "to-sidecar", "from-sidecar", "descriptor"];
+
+/// Every name.
+fn names() -> Vec<String> {
+    let frames = shapes::schemas().into_iter().map(|(name, _)| name);
+    NAMES.into_iter().map(str::to_owned).chain(frames).collect()
+}
+
+/// Reads a name.
+fn known(name: &str) -> Result<String, String> {
+    let names = names();
+    if names.iter().any(|known| known == name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("there are {}", names.join(", ")))
+}
 
 pub(super) fn run(args: &Args, _context: &Context) -> Result<u8, CliError> {
     let mut wrote = false;
     if let Some(dir) = &args.write {
-        for name in NAMES {
+        for name in names() {
             let path = dir.join(format!("{name}.schema.json"));
-            write(&path, &text(&schema(name)))?;
+            write(&path, &text(&schema(&name)))?;
         }
         wrote = true;
     }
@@ -79,7 +95,14 @@ fn schema(name: &str) -> Value {
             .into_generator()
             .into_root_schema_for::<Descriptor>()
             .to_value(),
-        _ => config::config_schema(),
+        "config" => config::config_schema(),
+        frame => {
+            let mut frames = shapes::schemas().into_iter();
+            // Names are checked when the arguments are read.
+            frames
+                .find(|(name, _)| name == frame)
+                .map_or(Value::Null, |(_, schema)| schema)
+        }
     }
 }
 
@@ -174,10 +197,10 @@ mod tests {
     fn printed_files_are_up_to_date() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-        for name in NAMES {
+        for name in names() {
             let path = format!("schemas/{name}.schema.json");
             assert!(
-                read(&path) == text(&schema(name)),
+                read(&path) == text(&schema(&name)),
                 "{path} differs: `cargo run -- schema --write schemas`"
             );
         }

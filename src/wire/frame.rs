@@ -123,6 +123,8 @@ impl<'a> RoutedHeader<'a> {
 
 /// Appends the header of a routed record.
 pub fn put_routed(buffer: &mut BytesMut, i: Ulid, f: &NodeId, t: &NodeId, s: &SessionId, n: u64) {
+    #[cfg(test)]
+    let start = buffer.len();
     buffer.put_slice(b"{\"i\":\"");
     buffer.put_slice(&i.text());
     buffer.put_slice(b"\",\"f\":\"");
@@ -135,6 +137,8 @@ pub fn put_routed(buffer: &mut BytesMut, i: Ulid, f: &NodeId, t: &NodeId, s: &Se
     buffer.put_slice(b"\",\"n\":");
     json::put_number(buffer, n & JSON_INTEGER_MAX);
     buffer.put_slice(b"}");
+    #[cfg(test)]
+    super::shapes::assert_written("header", "routed", &buffer[start..]);
 }
 
 /// Header of a link record (kind 0).
@@ -197,6 +201,8 @@ impl<'a> LinkHeader<'a> {
 
     /// Appends the header.
     pub fn put(&self, buffer: &mut BytesMut) {
+        #[cfg(test)]
+        let start = buffer.len();
         let numbered = |buffer: &mut BytesMut, start: &[u8], n: u64| {
             buffer.put_slice(start);
             json::put_number(buffer, n & JSON_INTEGER_MAX);
@@ -212,6 +218,10 @@ impl<'a> LinkHeader<'a> {
             }
             Self::Bye => buffer.put_slice(b"{\"y\":\"bye\"}"),
             Self::Unknown => buffer.put_slice(b"{\"y\":\"\"}"),
+        }
+        #[cfg(test)]
+        if *self != Self::Unknown {
+            super::shapes::assert_written("link", "y", &buffer[start..]);
         }
     }
 }
@@ -253,6 +263,8 @@ impl<'a> GossipHeader<'a> {
 
     /// Appends the header.
     pub fn put(&self, buffer: &mut BytesMut) {
+        #[cfg(test)]
+        let start = buffer.len();
         buffer.put_slice(b"{\"k\":");
         json::put_string(buffer, &self.k);
         buffer.put_slice(b",\"node\":\"");
@@ -264,6 +276,8 @@ impl<'a> GossipHeader<'a> {
         buffer.put_slice(b",\"ver\":");
         json::put_number(buffer, self.ver & JSON_INTEGER_MAX);
         buffer.put_slice(b"}");
+        #[cfg(test)]
+        super::shapes::assert_written("header", "gossip", &buffer[start..]);
     }
 }
 
