@@ -19,6 +19,10 @@ use clawmatrix::{
     },
     exchange,
     ids::{MeshName, NodeId},
+    mesh::{
+        descriptor,
+        view::{Descriptor, ModelOffer},
+    },
     models::splice as body,
     wire::{
         frame::{GossipHeader, LinkHeader, RoutedHeader},
@@ -60,6 +64,11 @@ pub const TARGETS: &[Target] = &[
         name: "message",
         run: message,
         seeds: message_seeds,
+    },
+    Target {
+        name: "signed",
+        run: signed,
+        seeds: signed_seeds,
     },
     Target {
         name: "handshake",
@@ -168,6 +177,40 @@ fn sealed_seeds() -> Vec<Vec<u8>> {
             Some(buffer.to_vec())
         })
         .collect()
+}
+
+/// A node's record about itself (protocol 6.1): u16 length of the header, header, body.
+fn signed(data: &[u8]) {
+    let Some((length, rest)) = data.split_first_chunk::<2>() else {
+        return;
+    };
+    let at = usize::from(u16::from_be_bytes(*length)).min(rest.len());
+    let (header, body) = rest.split_at(at);
+    let (node, key) = &*SIGNER;
+    let body = Bytes::copy_from_slice(body);
+    if let Ok(statement) = descriptor::open(header, &body, node, &key.public()) {
+        // What was cleaned is clean.
+        let again = descriptor::clean(statement.descriptor.clone());
+        assert_eq!(again, statement.descriptor);
+    }
+}
+
+static SIGNER: LazyLock<(NodeId, Identity)> = LazyLock::new(|| {
+    let node = "office-01".parse().expect("a name");
+    (node, Identity::generate())
+});
+
+fn signed_seeds() -> Vec<Vec<u8>> {
+    let (node, key) = &*SIGNER;
+    let descriptor = Descriptor {
+        software: "clawmatrix/1".into(),
+        tags: vec!["a".into(), "b".into()],
+        models: vec![ModelOffer::default()],
+        ..Descriptor::default()
+    };
+    let record = descriptor::sign(key, node, (1, 2), &descriptor);
+    let length = (record.header.len() as u16).to_be_bytes();
+    vec![[&length[..], &record.header, &record.body].concat()]
 }
 
 /// What an exchange reads (protocol 4.4).

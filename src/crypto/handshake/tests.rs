@@ -155,6 +155,54 @@ fn end_to_end_vector_is_reproduced() {
     );
 }
 
+/// T01, T03, T15, T16, T18, T19: messages of the other implementation that must end the handshake, each
+/// in place of the true one, and why.
+#[test]
+fn refused_vectors_are_refused() {
+    let read = |text| serde_json::from_str::<Value>(text).unwrap();
+    let vector = read(include_str!("../../../tests/fixtures/handshake/v1.json"));
+    let refused = read(include_str!(
+        "../../../tests/fixtures/handshake/v1-refused.json"
+    ));
+    let get = |name: &str| vector[name].as_str().unwrap().to_owned();
+    let bytes = |name: &str| unhex::<32>(&get(name)).unwrap();
+    let side = |node: &str, seed: &str| {
+        let identity = Identity::from_seed(&Zeroizing::new(bytes(seed)));
+        local(&get(node), &get("mesh"), &Arc::new(identity))
+    };
+    let (dialer, listener) = (side("dialer", "seedD"), side("listener", "seedL"));
+    let key = MeshKey::from_bytes(bytes("K_mesh"));
+    let accepted = [ValidKey {
+        index: 0,
+        key: Arc::new(key.clone()),
+    }];
+    let run = |n: u64, message: &str| -> Result<(), Abort> {
+        let said = |which: u64| match which == n {
+            true => message.to_owned(),
+            false => get(&format!("M{which}")),
+        };
+        let fresh = Fresh::from_bytes(bytes("ekD"), bytes("nD"));
+        let (initiator, _) = Initiator::hello_with(dialer.clone(), listener.node.clone(), fresh);
+        let fresh = Fresh::from_bytes(bytes("ekL"), bytes("nL"));
+        let (responder, _) = Responder::answer_with(listener.clone(), &said(1), &fresh)?;
+        let (proving, _) = initiator.open(&said(2))?.prove(&key);
+        responder.open(&said(3), &accepted)?;
+        proving.confirm(&said(4)).map(|_| ())
+    };
+    assert_eq!(run(0, ""), Ok(()), "the vector itself");
+    let cases = refused.as_array().unwrap();
+    assert_eq!(cases.len(), 14);
+    for case in cases {
+        let message = case["message"].as_str().unwrap();
+        let abort = run(case["n"].as_u64().unwrap(), message).unwrap_err();
+        let expected = case["abort"].as_str().unwrap();
+        assert!(
+            format!("{abort:?}").starts_with(expected),
+            "{case}: {abort:?}"
+        );
+    }
+}
+
 /// T02.
 #[test]
 fn honest_sides_agree_on_names_and_mirrored_keys() {

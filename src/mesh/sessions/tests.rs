@@ -5,6 +5,7 @@ mod alone;
 mod handshakes;
 mod hostile;
 mod streams;
+mod vectors;
 
 use std::{
     collections::HashMap,
