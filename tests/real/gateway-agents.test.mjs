@@ -146,7 +146,7 @@ describe('agents of two gateways', { skip, timeout: 420_000 }, () => {
     assert.ok(!atHome.requests.some((r) => r.body?.messages && told(r).includes('TASK from node office-01')), 'no turn at home');
   });
 
-  test('a_message_wakes_the_agent_unless_told_not_to', async () => {
+  test('a_message_wakes_the_agent_or_waits_for_its_turn', async () => {
     const { status, body } = await home.tool('cluster_send', { target: 'office-01/main', message: 'the parcel is here' });
     assert.equal(status, 200, JSON.stringify(body));
     assert.match(JSON.stringify(body), /delivered to office-01/);
@@ -157,6 +157,9 @@ describe('agents of two gateways', { skip, timeout: 420_000 }, () => {
     const seen = atOffice.requests.length;
     await home.turn('time passes at home');
     assert.ok(!atOffice.requests.slice(seen).some((r) => r.body?.messages && told(r).includes('no hurry at all')), 'it woke the agent');
+    const next = await office.post('/v1/chat/completions', { model: 'openclaw/main', messages: [{ role: 'user', content: 'anything new' }] }, { headers: { 'x-openclaw-session-key': 'agent:main:main' } });
+    assert.equal(next.status, 200, await next.text());
+    assert.match(told(await askedAtOffice('anything new')), /no hurry at all/);
   });
 
   test('through_tool_search_the_tools_are_called_too', async () => {
