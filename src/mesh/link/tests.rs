@@ -194,6 +194,39 @@ async fn altered_bodies_are_dropped_and_counted() {
     assert_eq!(bits.len(), 17);
 }
 
+/// T44: what a relay does to a frame, over three links in turn. Fields of a later version in the
+/// header and everything in the body arrive as they were sent; only the hops are fewer.
+#[test]
+fn unknown_fields_survive_three_relays() {
+    let mut frame = BytesMut::new();
+    record::begin(&mut frame, Kind::Routed, Class::Bulk);
+    let header = br#"{"later":{"x":[1,"\u00e9"]},"i":"01ARYZ6S4100000000000004HM","f":"a","t":"b" , "s":"00000000000000000000000000000000","n":7}"#;
+    frame.extend_from_slice(header);
+    record::end_header(&mut frame);
+    let body: Vec<u8> = (0..=255).cycle().take(5000).collect();
+    frame.extend_from_slice(&[0; TAG_BYTES]);
+    frame.extend_from_slice(&body);
+    for link in 0..4u8 {
+        let covered = record::covered(&frame).unwrap();
+        crate::crypto::seal::Sealer::new(&[link; 32])
+            .seal_before_rest(&mut frame, covered)
+            .unwrap();
+        let opened = crate::crypto::seal::Opener::new(&[link; 32])
+            .open(frame)
+            .unwrap();
+        let fixed = Fixed::read(opened.plain()).unwrap();
+        assert_eq!(fixed.ttl, crate::wire::limits::TTL - link);
+        let arrived = Arrived {
+            fixed,
+            record: opened,
+        };
+        assert_eq!(arrived.header(), header);
+        assert_eq!(arrived.record.rest, body);
+        frame = arrived.record.into_record();
+        assert!(record::take_hop(&mut frame));
+    }
+}
+
 async fn closed_with(act: impl AsyncFnOnce(&mut Puppet)) -> u16 {
     let (mut puppet, side, _tasks) = puppet();
     act(&mut puppet).await;

@@ -66,12 +66,22 @@ async fn close_code(socket: &mut TcpStream) -> Option<u16> {
     Some(u16::from_be_bytes([code[0], code[1]]))
 }
 
-/// T47, short form.
+/// Resident memory of this process in bytes.
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)).unwrap();
+    kib.parse::<usize>().unwrap() * 1024
+}
+
+/// T47.
 #[tokio::test]
 async fn half_open_sockets_do_not_keep_an_honest_node_out() {
+    const SOCKETS: u32 = 4000;
     let office = Node::start("office", 1).await;
     let mut sockets = Vec::new();
-    for n in 0..600u32 {
+    let before = resident_bytes();
+    for n in 0..SOCKETS {
         let address = Ipv4Addr::new(127, 0, 1 + (n / 200) as u8, 1 + (n % 200) as u8);
         sockets.push(from(address, office.port).await.unwrap());
     }
@@ -89,7 +99,64 @@ async fn half_open_sockets_do_not_keep_an_honest_node_out() {
         .drops()
         .into_iter()
         .find(|(name, _)| *name == Reason::PendingOverflow.as_str());
-    assert!(overflow.is_some_and(|(_, count)| count >= 600 - 256));
+    assert!(overflow.is_some_and(|(_, count)| count >= u64::from(SOCKETS) - 256));
+    // The strangers' own ends are in it too.
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 20 << 20, "{grown} bytes");
+    drop(sockets);
+}
+
+/// T78 over real sockets: a path that swallows everything without a word. The request that waits on
+/// it finds out within 15 s.
+#[tokio::test]
+async fn a_path_that_swallows_everything_is_given_up() {
+    let office = Node::start("office", 1).await;
+    let home = Node::start("home", 1).await;
+    let path = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut peer = office.peer();
+    peer.url
+        .set_port(Some(path.local_addr().unwrap().port()))
+        .unwrap();
+    let (swallow, swallowing) = tokio::sync::watch::channel(false);
+    let to = office.port;
+    let forward = async move {
+        let mut held = Vec::new();
+        loop {
+            let (near, _) = path.accept().await.unwrap();
+            let far = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            let mut stop = swallowing.clone();
+            held.push(tokio::task::JoinSet::from_iter([async move {
+                let (mut near, mut far) = (near, far);
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = stop.wait_for(|stop| *stop) => {}
+                }
+                // Both sockets stay open, and nobody reads them.
+                std::future::pending::<()>().await;
+            }]));
+        }
+    };
+    let test = async {
+        home.mesh.dial(vec![peer]);
+        home.linked_to("office").await;
+        let session = home.mesh.session(&office.name).await.unwrap();
+        swallow.send_replace(true);
+        // A link that has just been heard is not suspected yet.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let began = Instant::now();
+        session.send(Class::Interactive, b"{}", b"").unwrap();
+        home.sees("office", |view| view.reach == Reach::Unreachable)
+            .await;
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            began.elapsed()
+        );
+    };
+    tokio::select! {
+        () = forward => {}
+        () = test => {}
+    }
 }
 
 /// T48 after the upgrade, in real time.

@@ -1,0 +1,200 @@
+//! A real node that talks as much as it can, and what others may find of its secrets (T115). The
+//! local API and the listener asked by a page for a WebSocket (T111).
+#![cfg(target_os = "linux")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper that fails is a test that fails"
+)]
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+const SECRET: &str = "marker-of-the-mesh-9f31c2a7d05be846";
+const KEY: &str = "sk-marker-of-the-provider-71c4";
+
+/// A provider that refuses every key and repeats it in its answer, as some do.
+fn provider() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // Ends with the process: accept has no other end.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut bytes = [0; 16 * 1024];
+            let _ = stream.read(&mut bytes);
+            let body = format!(r#"{{"error":{{"message":"Incorrect API key provided: {KEY}"}}}}"#);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    port
+}
+
+struct Node {
+    child: Child,
+    state: tempfile::TempDir,
+    log: std::path::PathBuf,
+}
+
+impl Node {
+    /// A node whose configuration comes over standard input, logging everything it can.
+    fn start() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let log = state.path().join("log");
+        let config = format!(
+            r#"{{"nodeId":"office-01","secret":"{SECRET}","listen":true,"listenHost":"127.0.0.1","listenPort":0,"proxyPort":0,
+            "peers":[{{"nodeId":"nowhere-01","url":"ws://127.0.0.1:9"}}],
+            "models":[{{"id":"m","baseUrl":"http://127.0.0.1:{}/v1","apiKey":"{KEY}"}}]}}"#,
+            provider()
+        );
+        let mut child = Command::new(env!("CARGO_BIN_EXE_clawmatrix"))
+            .args(["run", "--config", "-", "--state-dir"])
+            .arg(state.path())
+            .env_clear()
+            .env("CLAWMATRIX_LOG", "trace")
+            .current_dir(state.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(config.as_bytes()).unwrap();
+        drop(input);
+        let node = Self { child, state, log };
+        node.until(|node| node.read("run/endpoint").is_some());
+        node
+    }
+
+    fn until(&self, good: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !good(self) {
+            assert!(began.elapsed() < Duration::from_secs(30), "never happened");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.state.path().join(name)).ok()
+    }
+
+    fn port(&self, name: &str) -> u16 {
+        let endpoint: serde_json::Value =
+            serde_json::from_str(&self.read("run/endpoint").unwrap()).unwrap();
+        u16::try_from(endpoint[name].as_u64().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ask(port: u16, request: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn of_process(pid: u32, name: &str) -> String {
+    let bytes = fs::read(Path::new("/proc").join(pid.to_string()).join(name)).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn secrets_are_in_no_argument_environment_log_answer_or_core() {
+    let mut node = Node::start();
+    let token = node.read("run/token").unwrap().trim().to_owned();
+    let api = node.port("proxyPort");
+    let body = r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
+    let answer = ask(
+        api,
+        &format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{api}\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        ),
+    );
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    assert!(answer.contains("error=provider"), "{answer}");
+    // A stranger with another secret's proof, and a token that is none.
+    let wrong = ask(
+        api,
+        &format!(
+            "GET /api/v1/status HTTP/1.1\r\nhost: 127.0.0.1:{api}\r\nauthorization: Bearer {token}x\r\nconnection: close\r\n\r\n"
+        ),
+    );
+    assert!(wrong.starts_with("HTTP/1.1 401"), "{wrong}");
+    node.until(|node| {
+        fs::read_to_string(&node.log)
+            .unwrap()
+            .contains("nowhere-01")
+    });
+    let pid = node.child.id();
+    let seen = [
+        ("argv", of_process(pid, "cmdline")),
+        ("environment", of_process(pid, "environ")),
+        ("log", fs::read_to_string(&node.log).unwrap()),
+        ("answer", answer),
+        ("refusal", wrong),
+    ];
+    assert!(seen[2].1.contains("TRACE"), "everything is logged");
+    for (place, text) in &seen {
+        for marker in [SECRET, KEY, &token] {
+            assert!(!text.contains(marker), "{place} holds `{marker}`:\n{text}");
+        }
+    }
+    // A crash leaves no core that would hold them.
+    Command::new("kill")
+        .args(["-ABRT", &pid.to_string()])
+        .status()
+        .unwrap();
+    let status = node.child.wait().unwrap();
+    assert_eq!(status.signal(), Some(6));
+    assert!(!status.core_dumped());
+}
+
+#[test]
+fn a_page_gets_no_websocket_on_either_port() {
+    let node = Node::start();
+    let token = node.read("run/token").unwrap().trim().to_owned();
+    let api = node.port("proxyPort");
+    let upgrade = |port: u16, path: &str, more: &str| {
+        ask(
+            port,
+            &format!(
+                "GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
+            ),
+        )
+    };
+    for origin in ["http://evil.example", "null", "http://127.0.0.1"] {
+        let page = format!("origin: {origin}\r\nsec-websocket-protocol: clawmatrix.v1\r\n");
+        let mesh = upgrade(node.port("listenPort"), "/mesh/v1", &page);
+        assert!(mesh.starts_with("HTTP/1.1 403"), "{mesh}");
+        for path in ["/ws/events", "/api/v1/status", "/mesh/v1"] {
+            let authorised =
+                format!("{page}authorization: Bearer {token}\r\nconnection: close\r\n");
+            let local = upgrade(api, path, &authorised);
+            assert!(local.starts_with("HTTP/1.1 403"), "{path}: {local}");
+        }
+    }
+}
