@@ -3,6 +3,7 @@
 //! Results go to standard output, messages to standard error. Only verbs that work are here.
 
 mod agents;
+mod audit;
 mod chat;
 mod client;
 mod completions;
@@ -87,6 +88,8 @@ enum Verb {
     Trust(trust::Args),
     /// Make cluster secrets.
     Secret(secret::Args),
+    /// What other nodes asked for, and whether the record is whole.
+    Audit(audit::Args),
     /// Tokens of the local API.
     Token(token::Args),
     /// Check configuration, ports, clock, peers and OpenClaw's settings.
@@ -138,6 +141,7 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Send(args) => send::run(&args, context),
         Verb::Identity => identity::run(context),
         Verb::Trust(args) => trust::run(&args, context),
+        Verb::Audit(args) => audit::run(&args, context),
         Verb::Token(args) => token::run(&args, context),
         Verb::Secret(args) => secret::run(&args, context),
         Verb::Doctor(args) => doctor::run(&args, context),

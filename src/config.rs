@@ -86,6 +86,8 @@ pub struct Config {
     pub handoff_timeout: Duration,
     /// Sizes and rates.
     pub limits: Limits,
+    /// Keep the audit record.
+    pub audit: bool,
     /// What the operator should know, without any secret: weak secret, open tool policy.
     pub warnings: Vec<String>,
     /// The tool policy as written, for the part that will judge by it.

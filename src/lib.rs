@@ -21,11 +21,12 @@
 //! # Map
 //!
 //! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff,
-//! messages} -> exchange -> mesh -> crypto -> wire ->
+//! messages} -> audit -> exchange -> mesh -> crypto -> wire ->
 //! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
 //! (and to `cli`, which writes it).
 
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -17,12 +17,16 @@ use std::{
 };
 
 use clawmatrix::{
+    audit::{self, Audit, verify::verify},
+    crypto::identity::Identity,
+    drain::Tasks,
     exchange::SESSION_HEADER,
     handoff::{
         record::{Ended, Phase, Record, ToolUse},
         runner::{AgentRun, AgentRunner, Begun, RunGuard},
     },
     mesh::view::Reach,
+    state::StateDir,
     wire::code::{Code, Failure},
 };
 use local_node::{Cable, Node, Setup, agent, join};
@@ -627,4 +631,70 @@ async fn too_many_handoffs_of_one_node_are_refused() {
     for task in open {
         assert_eq!(joined(task).await.0, 200);
     }
+}
+
+/// Protocol 8.6: a handoff is on the disk before it begins, and its end and refusals follow.
+#[tokio::test]
+async fn handoffs_are_recorded_before_they_begin() {
+    let temp = tempfile::tempdir().unwrap();
+    let state = StateDir::open(temp.path()).unwrap();
+    let tasks = Tasks::new();
+    let identity = Arc::new(Identity::generate());
+    let audit = Audit::open(&state, identity.clone(), &tasks).unwrap();
+    let mut world = World::new(|setup| setup.audit = audit.clone()).await;
+    let folder = state.path(audit::FOLDER);
+    let lines = || -> Vec<Value> {
+        let files = audit::files(&folder).unwrap().into_iter();
+        let texts: Vec<String> = files
+            .map(|(_, path)| std::fs::read_to_string(path).unwrap())
+            .collect();
+        let lines = texts.concat();
+        let values = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        values.collect()
+    };
+    let first = handoff(
+        &world.home,
+        json!({"target": "office", "task": "secret words"}),
+    );
+    let mut run = world.agent.next().await;
+    let before = lines();
+    assert_eq!(before.len(), 1, "{before:?}");
+    assert_eq!(before[0]["from"], "home");
+    assert_eq!(before[0]["decision"], "allow");
+    assert_eq!(before[0]["result"], "begun");
+    run.begin();
+    run.finish("done");
+    assert_eq!(joined(first).await.0, 200);
+    let (status, _) = joined(handoff(
+        &world.home,
+        json!({"target": "office/nobody", "task": "x"}),
+    ))
+    .await;
+    assert_eq!(status, 404);
+    audit.flush().await;
+    let all = lines();
+    assert!(
+        all.iter().any(|line| line["result"] == "completed"),
+        "{all:?}"
+    );
+    assert!(!format!("{all:?}").contains("secret words"));
+    assert!(verify(&folder, Some(identity.public())).is_ok());
+}
+
+/// T104, the other part: what cannot be recorded is not done.
+#[tokio::test]
+async fn no_handoff_begins_without_its_record() {
+    let temp = tempfile::tempdir().unwrap();
+    let state = StateDir::open(temp.path()).unwrap();
+    let writer = Tasks::new();
+    let audit = Audit::open(&state, Arc::new(Identity::generate()), &writer).unwrap();
+    let mut world = World::new(|setup| setup.audit = audit).await;
+    writer.close(Duration::ZERO).await;
+    let task = handoff(&world.home, json!({"target": "office", "task": "x"}));
+    let (status, body) = joined(task).await;
+    assert_eq!(status, 503);
+    assert_eq!(body["error"]["code"], "audit_unavailable", "{body}");
+    assert!(world.agent.idle());
 }

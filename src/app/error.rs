@@ -3,9 +3,9 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
-    config::ConfigError, crypto::identity::IdentityError, messages::store::StoreError,
-    models::endpoint::EndpointError, proxy::tokens::TokenError, state::StateError,
-    trust::TrustError,
+    audit::AuditError, config::ConfigError, crypto::identity::IdentityError,
+    messages::store::StoreError, models::endpoint::EndpointError, proxy::tokens::TokenError,
+    state::StateError, trust::TrustError,
 };
 
 /// Why a node did not start.
@@ -57,6 +57,9 @@ pub enum StartError {
     /// The messages that wait cannot be read.
     #[error(transparent)]
     Messages(#[from] StoreError),
+    /// The audit record.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The server of an agent cannot be called.
     #[error("agent `{0}` cannot be served")]
     Agent(String, #[source] EndpointError),
@@ -85,6 +88,7 @@ impl StartError {
             | Self::Trust(_)
             | Self::Tokens(_)
             | Self::Messages(_)
+            | Self::Audit(_)
             | Self::Bind { .. }
             | Self::Write { .. }
             | Self::Shim(_)
@@ -107,7 +111,7 @@ impl StartError {
             Self::State(StateError::Held(_)) => {
                 Some("stop the other node, or give this one another `--state-dir`".into())
             }
-            Self::State(StateError::Io { .. }) | Self::Write { .. } => {
+            Self::State(StateError::Io { .. }) | Self::Write { .. } | Self::Audit(_) => {
                 Some("the state folder must belong to the account that runs the node".into())
             }
             Self::Identity(error) => Some(error.hint()),

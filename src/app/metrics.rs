@@ -1,6 +1,7 @@
 //! What the parts below the local API count, in the text form of Prometheus.
 
 use crate::{
+    audit::Audit,
     control::metrics::{MetricSource, counter, gauge},
     exchange::Exchange,
     mesh::{Mesh, view::Reach},
@@ -13,6 +14,7 @@ pub(super) struct NodeMetrics {
     pub(super) exchange: Exchange,
     pub(super) mesh: Mesh,
     pub(super) log: Dropped,
+    pub(super) audit: Audit,
 }
 
 impl MetricSource for NodeMetrics {
@@ -79,6 +81,16 @@ impl MetricSource for NodeMetrics {
             "clawmatrix_log_lines_lost_total",
             "Log lines nobody read in time.",
             &[(String::new(), self.log.count())],
+        );
+        let audit = self.audit.stats();
+        counter(
+            out,
+            "clawmatrix_audit_lines_total",
+            "Lines of the audit record, and those that could not be written.",
+            &[
+                ("{result=\"written\"}".to_owned(), audit.written),
+                ("{result=\"lost\"}".to_owned(), audit.lost),
+            ],
         );
     }
 }

@@ -17,6 +17,7 @@ use super::{
     Logs, Providers, StartError, agents::EndpointAgent, bind::bind, hold, metrics::NodeMetrics,
 };
 use crate::{
+    audit::Audit,
     config::{AgentConfig, Config},
     control::{Control, status::Facts},
     crypto::stretch::MeshKeys,
@@ -93,6 +94,7 @@ pub(super) struct Node {
     local: Tasks,
     mesh: Mesh,
     exchange: Exchange,
+    audit: Audit,
     api: LocalApi,
     lent: LentModels,
     keys: Option<ShimKeys>,
@@ -163,7 +165,17 @@ impl Node {
             client.clone(),
             config.limits.response_body_bytes,
         );
-        let service = ModelService::new(config.node_id.clone(), server.clone(), tasks.clone());
+        let audit = if config.audit {
+            Audit::open(&state, identity.clone(), &tasks)?
+        } else {
+            Audit::off()
+        };
+        let service = ModelService::new(
+            config.node_id.clone(),
+            server.clone(),
+            audit.clone(),
+            tasks.clone(),
+        );
         let limits = Limits {
             request_body_bytes: config.limits.request_body_bytes,
             response_body_bytes: config.limits.response_body_bytes,
@@ -176,6 +188,7 @@ impl Node {
             offered_agents(&config.agents, bridge.as_ref(), &client, &tasks)?,
             config.handoff_timeout,
             lineage.clone(),
+            audit.clone(),
             tasks.clone(),
         );
         let store = Store::open(&state)?;
@@ -186,6 +199,7 @@ impl Node {
                 .clone()
                 .map(|bridge| Arc::new(bridge) as Arc<dyn Courier>),
             store.clone(),
+            audit.clone(),
             tasks.clone(),
         );
         let handlers = Handlers::new()
@@ -285,6 +299,7 @@ impl Node {
                         exchange: exchange.clone(),
                         mesh: mesh.clone(),
                         log: dropped,
+                        audit: audit.clone(),
                     }),
                 ],
             },
@@ -335,6 +350,7 @@ impl Node {
             local: connections,
             mesh,
             exchange,
+            audit,
             api,
             lent,
             keys: shim_keys,
@@ -422,6 +438,8 @@ impl Node {
         let (finished, ()) = tokio::join!(timeout(grace, served), self.local.close(grace));
         self.mesh.shutdown(CLOSE_TIMEOUT.min(grace)).await;
         self.state.remove(ENDPOINT);
+        // The last lines, and a signature under them.
+        let _ = timeout(CLOSE_TIMEOUT, self.audit.flush()).await;
         self.tasks.close(Duration::ZERO).await;
         tracing::info!(
             finished = finished.is_ok(),

@@ -211,6 +211,7 @@ pub(super) fn resolve(
             drain_timeout: Duration::from_secs(drain),
             handoff_timeout: Duration::from_millis(raw.handoff_timeout.unwrap_or(600_000)),
             limits: Limits::from_raw(raw_limits),
+            audit: raw.audit != Some(Value::Bool(false)),
             warnings: check.warnings,
             tool_proxy,
             identity_file,

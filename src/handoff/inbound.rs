@@ -22,6 +22,7 @@ use super::{
     stream::Line,
 };
 use crate::{
+    audit::{Audit, Entry},
     config::Allow,
     crypto::identity::PublicKey,
     drain::Tasks,
@@ -91,6 +92,7 @@ struct Inner {
     agents: Vec<OfferedAgent>,
     idle: Duration,
     lineage: Lineage,
+    audit: Audit,
     tasks: Tasks,
     runs: Mutex<HashMap<(Option<PublicKey>, RequestId), Run>>,
 }
@@ -146,6 +148,7 @@ impl HandoffService {
         agents: Vec<OfferedAgent>,
         idle: Duration,
         lineage: Lineage,
+        audit: Audit,
         tasks: Tasks,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -153,6 +156,7 @@ impl HandoffService {
             agents,
             idle,
             lineage,
+            audit,
             tasks,
             runs: Mutex::default(),
         }))
@@ -224,6 +228,9 @@ impl HandoffService {
         match begun {
             Err(failure) => {
                 tracing::info!(request = ?rid, peer = %caller.node, code = failure.code.as_str(), "handoff refused");
+                self.0
+                    .audit
+                    .record(entry(&caller, rid, &json).failed(&failure));
                 reply.fail(failure);
             }
             Ok((record, cursor)) => follow(&record, cursor, reply).await,
@@ -273,7 +280,16 @@ impl HandoffService {
             chain,
             idle: request.idle.map(Duration::from_millis),
         };
-        Ok((self.start(ask)?, Cursor::default()))
+        // On the disk before it begins: what cannot be recorded is not done.
+        let entry = entry(caller, rid, json);
+        self.0.audit.commit(entry.clone()).await?;
+        let record = self.start(ask)?;
+        let (audit, run) = (self.0.audit.clone(), record.clone());
+        self.0.tasks.spawn(async move {
+            let ended = run.finished().await;
+            audit.record(entry.ended(ended.outcome.as_str()));
+        });
+        Ok((record, Cursor::default()))
     }
 
     /// Starts a run; its record tells the rest.
@@ -402,6 +418,19 @@ impl HandoffService {
     fn lock(&self) -> MutexGuard<'_, HashMap<(Option<PublicKey>, RequestId), Run>> {
         self.0.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A handoff as the record tells it.
+fn entry(caller: &Peer, rid: RequestId, json: &[u8]) -> Entry {
+    let request = serde_json::from_slice::<HandoffReq<'_>>(json).ok();
+    let action = match &request {
+        Some(request) if request.attach.is_some() => "agent:attach".to_owned(),
+        Some(HandoffReq {
+            agent: Some(agent), ..
+        }) => format!("agent:{agent}"),
+        _ => "agent:?".to_owned(),
+    };
+    Entry::new(caller, rid, &action, json).ruled("agents", 1)
 }
 
 /// Ends a run that is cancelled, says nothing for too long, or outlives its time.

@@ -13,6 +13,7 @@ use super::{
     store::{Store, StoreError, Taken, now, now_micros},
 };
 use crate::{
+    audit::{Audit, Entry},
     drain::Tasks,
     exchange::{Chain, End, InboundHandler, Incoming},
     ids::{NodeId, RequestId},
@@ -43,6 +44,7 @@ struct Inner {
     addressees: Arc<dyn Addressees>,
     courier: Option<Arc<dyn Courier>>,
     store: Store,
+    audit: Audit,
     tasks: Tasks,
     /// Something is to be put into a session.
     work: Notify,
@@ -79,6 +81,7 @@ impl MessageService {
         addressees: Arc<dyn Addressees>,
         courier: Option<Arc<dyn Courier>>,
         store: Store,
+        audit: Audit,
         tasks: Tasks,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -86,6 +89,7 @@ impl MessageService {
             addressees,
             courier,
             store,
+            audit,
             tasks,
             work: Notify::new(),
         }))
@@ -101,6 +105,7 @@ impl MessageService {
             reply,
             ..
         } = incoming;
+        let mut entry = Entry::new(&caller, rid, "send:?", &json).ruled("agents", 1);
         let taken = async {
             let invalid = |text: &str| Failure::not_started(Code::InvalidRequest, text);
             let send: SendFields<'_> = serde_json::from_slice(&json)
@@ -118,6 +123,13 @@ impl MessageService {
             }
             let text = String::from_utf8(bytes).map_err(|_| invalid("the message is not UTF-8"))?;
             let life = Duration::from_millis(send.exp);
+            // On the disk before it is taken: what cannot be recorded is not done.
+            let agent = self
+                .0
+                .addressees
+                .addressee(send.agent.as_deref(), Some(&caller))?;
+            entry = Entry::new(&caller, rid, &format!("send:{agent}"), &json).ruled("agents", 1);
+            self.0.audit.commit(entry.clone()).await?;
             self.take(
                 Some(&caller),
                 send.id,
@@ -130,6 +142,7 @@ impl MessageService {
         };
         match taken.await {
             Ok(()) => {
+                self.0.audit.record(entry.ended("completed"));
                 let done = End {
                     ok: true,
                     ..End::default()
@@ -139,6 +152,7 @@ impl MessageService {
             }
             Err(failure) => {
                 tracing::info!(request = ?rid, peer = %caller.node, code = failure.code.as_str(), "message refused");
+                self.0.audit.record(entry.failed(&failure));
                 reply.fail(failure);
             }
         }

@@ -18,9 +18,10 @@ use super::{
     splice::{push_string, scan},
 };
 use crate::{
+    audit::{Audit, Entry},
     drain::Tasks,
     exchange::{BodyReader, End, HeldBody, InboundHandler, Incoming, NodeBudget, Reply},
-    ids::NodeId,
+    ids::{NodeId, RequestId},
     mesh::session::{Class, Peer},
     wire::{
         code::{Code, Failure},
@@ -40,6 +41,7 @@ pub struct ModelService(Arc<Inner>);
 struct Inner {
     node: NodeId,
     server: Server,
+    audit: Audit,
     tasks: Tasks,
     /// The node's budget; the exchange that owns it is made after this service.
     budget: OnceLock<NodeBudget>,
@@ -70,12 +72,13 @@ impl InboundHandler for ModelService {
 }
 
 impl ModelService {
-    /// A service of `node` that answers from `server`.
+    /// A service of `node` that answers from `server` and tells `audit`.
     #[must_use]
-    pub fn new(node: NodeId, server: Server, tasks: Tasks) -> Self {
+    pub fn new(node: NodeId, server: Server, audit: Audit, tasks: Tasks) -> Self {
         Self(Arc::new(Inner {
             node,
             server,
+            audit,
             tasks,
             budget: OnceLock::new(),
         }))
@@ -108,10 +111,25 @@ impl ModelService {
         match served {
             Err(failure) => {
                 tracing::debug!(request = ?rid, peer = %caller.node, code = failure.code.as_str(), "model request failed");
+                self.audit(&caller, rid, &json, |entry| entry.failed(&failure));
                 reply.fail(failure);
             }
-            Ok((model, answer)) => self.send(&model, answer, reply).await,
+            Ok((model, answer)) => {
+                self.audit(&caller, rid, &json, |entry| {
+                    entry.ended(&answer.status.to_string())
+                });
+                self.send(&model, answer, reply).await;
+            }
         }
+    }
+
+    /// Tells the record how a request went, up to the provider's status. Level 0: it has no effect
+    /// here, so it never waits for the disk.
+    fn audit(&self, caller: &Peer, rid: RequestId, json: &[u8], told: impl FnOnce(Entry) -> Entry) {
+        let model = serde_json::from_slice::<ModelReq<'_>>(json).map(|request| request.model);
+        let action = format!("model:{}", model.as_deref().unwrap_or("?"));
+        let entry = Entry::new(caller, rid, &action, json).ruled("models", 0);
+        self.0.audit.record(told(entry));
     }
 
     /// Everything up to the head of the provider's answer.

@@ -316,6 +316,24 @@ pub const BRIDGE_REQUESTS: usize = 256;
 /// The gateway takes a message into a session within this.
 pub const BRIDGE_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+// -- 8.6 audit -----------------------------------------------------------------------------------
+/// Lines that wait to be written.
+pub const AUDIT_QUEUE: usize = 4096;
+/// Lines written and synced together.
+pub const AUDIT_BATCH: usize = 256;
+/// Equal refusals within this time are one line.
+pub const AUDIT_FOLD: Duration = Duration::from_secs(60);
+/// Different refusals of one key within that time; more are told together.
+pub const AUDIT_FOLDS: usize = 32;
+/// How often the chain is signed.
+pub const AUDIT_HEAD_EVERY: Duration = Duration::from_secs(3600);
+/// Characters of an action or rule that are kept.
+pub const AUDIT_NAME_CHARS: usize = 192;
+/// A file is followed by the next at this size.
+pub const AUDIT_FILE_BYTES: u64 = 16 << 20;
+/// Files kept: half a gigabyte, some million lines.
+pub const AUDIT_FILES: usize = 32;
+
 // -- 9 local surface -----------------------------------------------------------------------------
 /// Connections to the local API.
 pub const LOCAL_CONNECTIONS: usize = 2048;

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use clawmatrix::{
+    audit::Audit,
     config::{ModelConfig, ProxyModel, TrustConfig},
     control::{Control, status::Facts},
     crypto::identity::PublicKey,
@@ -69,6 +70,8 @@ pub struct Setup {
     pub courier: Option<Arc<dyn Courier>>,
     /// State folder; a new one if none is given.
     pub folder: Option<tempfile::TempDir>,
+    /// Where it records what others ask for.
+    pub audit: Audit,
     /// Longest silence of a handoff.
     pub idle: Duration,
     /// Which start of this node it is.
@@ -86,6 +89,7 @@ impl Setup {
             agents: vec![],
             courier: None,
             folder: None,
+            audit: Audit::off(),
             idle: Duration::from_secs(600),
             boot: 1,
         }
@@ -189,7 +193,12 @@ impl Node {
         };
         let lent = LentModels::new(setup.models, false, port, &setup.providers, setup.refresher);
         let server = Server::new(lent.clone(), Client::new(tasks.clone()), 256 << 20);
-        let service = ModelService::new(name.clone(), server.clone(), tasks.clone());
+        let service = ModelService::new(
+            name.clone(),
+            server.clone(),
+            setup.audit.clone(),
+            tasks.clone(),
+        );
         let lineage = Lineage::default();
         let agents = setup.agents.iter().map(|agent| AgentOffer {
             id: agent.id.clone(),
@@ -201,6 +210,7 @@ impl Node {
             setup.agents,
             setup.idle,
             lineage.clone(),
+            setup.audit.clone(),
             tasks.clone(),
         );
         let store = Store::open(&dir).unwrap();
@@ -209,6 +219,7 @@ impl Node {
             Arc::new(Everybody(agents.first().map(|agent| agent.id.clone()))),
             setup.courier,
             store.clone(),
+            setup.audit.clone(),
             tasks.clone(),
         );
         let handlers = Handlers::new()

@@ -21,12 +21,15 @@ pub(super) fn warn(check: &mut Check<'_>, raw: &RawConfig) {
         ("llmGuard", raw.llm_guard == Some(true)),
         ("telemetry", on(&raw.telemetry)),
         ("relay", raw.relay == Some(true)),
+        ("audit", raw.audit.as_ref().is_some_and(Value::is_object)),
     ];
     for (key, used) in later {
         if used {
-            check
-                .warnings
-                .push(format!("`{key}` has no effect in this version"));
+            check.warnings.push(if key == "audit" {
+                "the settings of `audit` have no effect in this version: it is on".to_owned()
+            } else {
+                format!("`{key}` has no effect in this version")
+            });
         }
     }
 }

@@ -1,0 +1,215 @@
+//! `clawmatrix audit`: the record of what other nodes asked for. Reads the files, so it needs no node
+//! that runs.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    Context,
+    error::CliError,
+    locate,
+    output::{self, Paint, clean},
+};
+use crate::{
+    audit::{self, verify::verify},
+    config::Config,
+    crypto::identity::{Identity, PublicKey},
+    state::StateDir,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Show the last entries.
+    Tail {
+        /// How many.
+        #[arg(short = 'n', long, default_value_t = 20)]
+        lines: usize,
+    },
+    /// Check that no line was changed, removed or moved; names the first that was.
+    Verify,
+    /// Print the whole record, one JSON object a line, as it is on the disk.
+    Export,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
+    let state = locate::state_dir(&context.common)?;
+    let folder = state.join(audit::FOLDER);
+    if !audit::exists(&folder) {
+        return Err(CliError::failed(
+            format!("there is no audit record in `{}`", folder.display()),
+            "the node begins it at its first start, unless `audit` is `false`",
+        ));
+    }
+    match args.verb {
+        Verb::Tail { lines } => tail(&folder, lines, context)?,
+        Verb::Verify => check(&state, &folder, context)?,
+        Verb::Export => each(&folder, output::line)?,
+    }
+    Ok(0)
+}
+
+fn tail(folder: &Path, most: usize, context: &Context) -> Result<(), CliError> {
+    let mut last = VecDeque::new();
+    each(folder, |line| {
+        last.push_back(line.to_owned());
+        if last.len() > most {
+            last.pop_front();
+        }
+        Ok(())
+    })?;
+    let lines: Vec<Value> = last
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| json!({"damaged": line})))
+        .collect();
+    if context.common.json {
+        return output::json(&lines);
+    }
+    output::print(
+        &lines
+            .iter()
+            .map(|line| shown(line, context.paint))
+            .collect::<String>(),
+    )
+}
+
+fn shown(line: &Value, paint: Paint) -> String {
+    let text = |key: &str| clean(line[key].as_str().unwrap_or_default());
+    if let Some(damaged) = line["damaged"].as_str() {
+        return format!("{} {}\n", paint.red("damaged"), clean(damaged));
+    }
+    let head = format!(
+        "{:>6} {}",
+        line["seq"],
+        at(line["ts"].as_u64().unwrap_or(0))
+    );
+    if line["signature"].is_string() {
+        return format!("{} signed\n", paint.dim(&head));
+    }
+    let decision = match line["decision"].as_str() {
+        Some("allow") => paint.green("allow"),
+        _ => paint.red("deny "),
+    };
+    let mut out = format!(
+        "{} {decision} {} {} {}",
+        paint.dim(&head),
+        text("from"),
+        text("action"),
+        text("result")
+    );
+    if let Some(ms) = line["ms"].as_u64() {
+        out.push_str(&format!(" {ms} ms"));
+    }
+    if let Some(count) = line["count"].as_u64() {
+        out.push_str(&format!(" {count} times"));
+    }
+    out.push('\n');
+    out
+}
+
+/// Unix ms as `2026-01-31T12:00:00Z`.
+fn at(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Days since 1 March of year 0, so that leap days come last (Hinnant's civil_from_days).
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let part = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * part + 2) / 5 + 1;
+    let month = if part < 10 { part + 3 } else { part - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+fn check(state: &Path, folder: &Path, context: &Context) -> Result<(), CliError> {
+    let sound = verify(folder, our_key(state)).map_err(|broken| {
+        let cause = std::error::Error::source(&broken);
+        let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+        CliError::failed(
+            format!("the record is broken: {broken}{cause}"),
+            "keep a copy of the folder, and look at who could write to it",
+        )
+    })?;
+    if context.common.json {
+        return output::json(&json!({
+            "sound": true,
+            "first": sound.first,
+            "last": sound.last,
+            "signed": sound.signed,
+            "head": sound.head,
+        }));
+    }
+    let signed = match sound.signed {
+        0 => "not signed yet".to_owned(),
+        signed => format!("signed up to {signed}"),
+    };
+    output::line(&format!(
+        "the record is whole: lines {} to {}, {signed}\nhead: {}",
+        sound.first, sound.last, sound.head
+    ))
+}
+
+/// The key that signs here; none when it is kept where this command does not find it.
+fn our_key(state: &Path) -> Option<PublicKey> {
+    let dir = StateDir::open(state).ok()?;
+    if Some(state) == locate::own_state_dir().as_deref()
+        && let Some(config) = locate::own_config_file().filter(|file| file.exists())
+        && let Ok(config) = Config::from_file(&config)
+    {
+        return config.identity(&dir).ok().map(|identity| identity.public());
+    }
+    let present = state.join("identity.key").exists();
+    let identity = present.then(|| Identity::load_or_create(&dir, None));
+    Some(identity?.ok()?.public())
+}
+
+fn each(folder: &Path, mut work: impl FnMut(&str) -> Result<(), CliError>) -> Result<(), CliError> {
+    let failed = |path: PathBuf| {
+        move |error| CliError::failed(format!("cannot read `{}`: {error}", path.display()), "")
+    };
+    for (_, path) in audit::files(folder).map_err(failed(folder.to_owned()))? {
+        let file = File::open(&path).map_err(failed(path.clone()))?;
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line.map_err(failed(path.clone()))?;
+            work(&String::from_utf8_lossy(&line))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_civil() {
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_825_599_000), "2000-02-29T11:59:59Z");
+        assert_eq!(at(1_798_675_200_000), "2026-12-31T00:00:00Z");
+    }
+
+    #[test]
+    fn an_entry_cannot_write_to_the_terminal() {
+        let line = json!({"seq": 1, "ts": 0, "from": "attic", "action": "model:\u{1b}[2J", "decision": "deny"});
+        assert!(!shown(&line, Paint::PLAIN).contains('\u{1b}'));
+    }
+}
