@@ -216,7 +216,8 @@ impl Node {
             keys,
             trust: trust.clone(),
             params: Params {
-                relay: config.relay,
+                // Nothing is forwarded yet, so nobody may take us for a relay (protocol 5.6).
+                relay: false,
                 hb: config.heartbeat.as_secs(),
                 boot: Boot::random(),
                 sw: SOFTWARE.into(),

@@ -429,6 +429,8 @@ impl LinkOwner for Hub {
         }
         self.route(&state);
         drop(state);
+        // What this link still held is lost, though another one may have taken its place before.
+        self.sessions.rerouted();
         let goodbye = Ending::Theirs {
             code: CloseCode::ShuttingDown as u16,
         };

@@ -70,7 +70,9 @@ async fn close_code(socket: &mut TcpStream) -> Option<u16> {
 fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)).unwrap();
+    let kib = line
+        .and_then(|line| line.split_whitespace().nth(1))
+        .unwrap();
     kib.parse::<usize>().unwrap() * 1024
 }
 
