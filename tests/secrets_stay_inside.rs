@@ -2,6 +2,7 @@
 //! local API and the listener asked by a page for a WebSocket (T111).
 #![cfg(target_os = "linux")]
 #![expect(
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a helper that fails is a test that fails"
 )]
