@@ -139,7 +139,7 @@ fn secrets_are_in_no_argument_environment_log_answer_or_core() {
     );
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
     assert!(answer.contains("error=provider"), "{answer}");
-    // A stranger with another secret's proof, and a token that is none.
+    // A token that is none: the true one and one letter more.
     let wrong = ask(
         api,
         &format!(
