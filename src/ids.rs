@@ -1,6 +1,6 @@
 //! Names and numbers that identify things across the mesh. No I/O, no clock.
 
-use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
+use std::{borrow::Borrow, cell::RefCell, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize, de};
 
@@ -152,7 +152,7 @@ pub fn unhex<const N: usize>(text: &str) -> Result<[u8; N], HexError> {
 }
 
 macro_rules! random_id {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident from $source:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub [u8; 16]);
@@ -161,7 +161,7 @@ macro_rules! random_id {
             /// A fresh random value.
             #[must_use]
             pub fn random() -> Self {
-                Self(random_bytes())
+                Self($source())
             }
         }
 
@@ -202,15 +202,15 @@ macro_rules! random_id {
 
 random_id! {
     /// The `rid` of one exchange (protocol 5.3).
-    RequestId
+    RequestId from random_name
 }
 random_id! {
     /// The `sid` of one session (protocol 3.3).
-    SessionId
+    SessionId from random_bytes
 }
 random_id! {
     /// Random per process start; tells a restarted node from a reconnected one (protocol 3.3).
-    Boot
+    Boot from random_bytes
 }
 
 /// Number of one link of this process, for logs and registries; never on the wire.
@@ -228,9 +228,54 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// Names made ahead of need, per thread: a call of the system for each request costs more than all
+/// else its name does.
+struct Names {
+    bytes: [u8; 16 * Names::AHEAD],
+    used: usize,
+}
+
+impl Names {
+    const AHEAD: usize = 64;
+}
+
+thread_local! {
+    static NAMES: RefCell<Names> = const {
+        RefCell::new(Names { bytes: [0; 16 * Names::AHEAD], used: Names::AHEAD })
+    };
+}
+
+/// 16 bytes of the system's random source, read for many names at once. For what is told to others
+/// anyway, never for a key: it lies in memory until it is used.
+fn random_name() -> [u8; 16] {
+    NAMES.with_borrow_mut(|names| {
+        if names.used == Names::AHEAD {
+            names.bytes = random_bytes();
+            names.used = 0;
+        }
+        let name = names.bytes.as_chunks().0[names.used];
+        names.used += 1;
+        name
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+
+    #[test]
+    fn random_names_never_repeat_on_any_thread() {
+        let many = || (0..10 * Names::AHEAD).map(|_| RequestId::random());
+        let threads: Vec<_> = (0..4)
+            .map(|_| std::thread::spawn(move || many().collect::<Vec<_>>()))
+            .collect();
+        let all = threads.into_iter().flat_map(|t| t.join().unwrap());
+        let all: HashSet<_> = all.chain(many()).collect();
+        assert_eq!(all.len(), 5 * 10 * Names::AHEAD);
+        assert!(!all.contains(&RequestId([0; 16])));
+    }
 
     #[test]
     fn names_follow_the_grammar() {

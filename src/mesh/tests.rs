@@ -3,6 +3,7 @@
 
 mod door;
 mod duplicates;
+mod flood;
 mod resume;
 mod secure;
 

@@ -123,7 +123,7 @@ impl<'a> RoutedHeader<'a> {
 
 /// Appends the header of a routed record.
 pub fn put_routed(buffer: &mut BytesMut, i: Ulid, f: &NodeId, t: &NodeId, s: &SessionId, n: u64) {
-    #[cfg(test)]
+    #[cfg(debug_assertions)]
     let start = buffer.len();
     buffer.put_slice(b"{\"i\":\"");
     buffer.put_slice(&i.text());
@@ -137,7 +137,7 @@ pub fn put_routed(buffer: &mut BytesMut, i: Ulid, f: &NodeId, t: &NodeId, s: &Se
     buffer.put_slice(b"\",\"n\":");
     json::put_number(buffer, n & JSON_INTEGER_MAX);
     buffer.put_slice(b"}");
-    #[cfg(test)]
+    #[cfg(debug_assertions)]
     super::shapes::assert_written("header", "routed", &buffer[start..]);
 }
 
@@ -201,7 +201,7 @@ impl<'a> LinkHeader<'a> {
 
     /// Appends the header.
     pub fn put(&self, buffer: &mut BytesMut) {
-        #[cfg(test)]
+        #[cfg(debug_assertions)]
         let start = buffer.len();
         let numbered = |buffer: &mut BytesMut, start: &[u8], n: u64| {
             buffer.put_slice(start);
@@ -219,7 +219,7 @@ impl<'a> LinkHeader<'a> {
             Self::Bye => buffer.put_slice(b"{\"y\":\"bye\"}"),
             Self::Unknown => buffer.put_slice(b"{\"y\":\"\"}"),
         }
-        #[cfg(test)]
+        #[cfg(debug_assertions)]
         if *self != Self::Unknown {
             super::shapes::assert_written("link", "y", &buffer[start..]);
         }
@@ -263,7 +263,7 @@ impl<'a> GossipHeader<'a> {
 
     /// Appends the header.
     pub fn put(&self, buffer: &mut BytesMut) {
-        #[cfg(test)]
+        #[cfg(debug_assertions)]
         let start = buffer.len();
         buffer.put_slice(b"{\"k\":");
         json::put_string(buffer, &self.k);
@@ -276,7 +276,7 @@ impl<'a> GossipHeader<'a> {
         buffer.put_slice(b",\"ver\":");
         json::put_number(buffer, self.ver & JSON_INTEGER_MAX);
         buffer.put_slice(b"}");
-        #[cfg(test)]
+        #[cfg(debug_assertions)]
         super::shapes::assert_written("header", "gossip", &buffer[start..]);
     }
 }

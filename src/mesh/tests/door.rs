@@ -30,7 +30,7 @@ async fn from(address: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
 }
 
 /// An upgraded connection; none when the node dropped it.
-async fn upgraded(address: Ipv4Addr, port: u16) -> Option<TcpStream> {
+pub(super) async fn upgraded(address: Ipv4Addr, port: u16) -> Option<TcpStream> {
     let mut socket = from(address, port).await.ok()?;
     socket.write_all(UPGRADE.as_bytes()).await.ok()?;
     let mut answer = Vec::new();
@@ -41,7 +41,7 @@ async fn upgraded(address: Ipv4Addr, port: u16) -> Option<TcpStream> {
 }
 
 /// One masked frame; the mask is zero, which the protocol allows.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
         short @ 0..126 => bytes.push(0x80 | short as u8),
@@ -56,7 +56,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Reads to the end; gives the close code if there was a close frame.
-async fn close_code(socket: &mut TcpStream) -> Option<u16> {
+pub(super) async fn close_code(socket: &mut TcpStream) -> Option<u16> {
     let mut bytes = Vec::new();
     let _ = timeout(Duration::from_secs(30), socket.read_to_end(&mut bytes))
         .await
@@ -253,7 +253,8 @@ async fn ping_flood_of_a_stranger_is_cut() {
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
-/// T52: floods of an authenticated neighbour close its link and no other.
+/// T52: floods of an authenticated neighbour close its link and no other. What others feel of it:
+/// `flood.rs`.
 #[tokio::test]
 async fn floods_of_pings_or_fragments_close_one_link() {
     let mut one_byte_fragments = frame(0x02, b"x");
