@@ -217,7 +217,29 @@ pub fn start(format: Format, redactor: &Redactor) -> Dropped {
     if result.is_err() {
         tracing::debug!("logging was already started");
     }
+    redact_panics(redactor, &dropped);
     dropped
+}
+
+/// A panic is told in the log, in its format and with secrets blanked out: its text may hold any value
+/// that was at hand, and the standard library would print it as it is.
+fn redact_panics(redactor: &Redactor, dropped: &Dropped) {
+    let (redactor, dropped) = (redactor.clone(), dropped.clone());
+    std::panic::set_hook(Box::new(move |info| {
+        let place = info.location().map(ToString::to_string);
+        let text = info.payload_as_str().unwrap_or("no text");
+        let backtrace = std::backtrace::Backtrace::capture();
+        let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured)
+            .then(|| backtrace.to_string());
+        tracing::error!(
+            place,
+            text = &*redactor.redact(text),
+            backtrace,
+            "panic: a fault of this program"
+        );
+        // The process may end right after this.
+        dropped.flush();
+    }));
 }
 
 #[cfg(test)]

@@ -8,15 +8,18 @@
 )]
 
 use std::{
-    fs,
-    io::{Read, Write},
+    env, fs,
+    io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     os::unix::process::ExitStatusExt,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::Duration,
 };
+
+use clawmatrix::telemetry::{self, Format, Redactor};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const SECRET: &str = "marker-of-the-mesh-9f31c2a7d05be846";
 const KEY: &str = "sk-marker-of-the-provider-71c4";
@@ -118,14 +121,51 @@ fn ask(port: u16, request: &str) -> String {
     answer
 }
 
+/// What anybody who may look sees of a process. The environment of one that leaves no core belongs to
+/// root alone: whoever runs this as another user is refused, which is as good as seeing nothing.
 fn of_process(pid: u32, name: &str) -> String {
-    let bytes = fs::read(Path::new("/proc").join(pid.to_string()).join(name)).unwrap();
-    String::from_utf8_lossy(&bytes).into_owned()
+    match fs::read(Path::new("/proc").join(pid.to_string()).join(name)) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => String::new(),
+        Err(error) => panic!("{name} of {pid}: {error}"),
+    }
+}
+
+/// Lets processes that this one starts write cores, where the hard limit allows any.
+fn allow_cores() {
+    let now = getrlimit(Resource::Core);
+    let all = Rlimit {
+        current: now.maximum,
+        ..now
+    };
+    setrlimit(Resource::Core, all).unwrap();
+}
+
+/// Ends a process as a crash would.
+fn crash(child: &mut Child) -> ExitStatus {
+    Command::new("kill")
+        .args(["-ABRT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(6));
+    status
+}
+
+/// Whether a crash leaves a core on this machine at all: else none of the node proves nothing.
+fn crashes_leave_cores() -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = Command::new("sleep")
+        .arg("60")
+        .current_dir(folder.path())
+        .spawn()
+        .unwrap();
+    crash(&mut other).core_dumped()
 }
 
 #[test]
-fn secrets_are_in_no_argument_environment_log_answer_or_core() {
-    let mut node = Node::start();
+fn secrets_are_in_no_argument_environment_log_or_answer() {
+    let node = Node::start();
     let token = node.read("run/token").unwrap().trim().to_owned();
     let api = node.port("proxyPort");
     let body = r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#;
@@ -162,14 +202,57 @@ fn secrets_are_in_no_argument_environment_log_answer_or_core() {
             assert!(!text.contains(marker), "{place} holds `{marker}`:\n{text}");
         }
     }
-    // A crash leaves no core that would hold them.
-    Command::new("kill")
-        .args(["-ABRT", &pid.to_string()])
-        .status()
-        .unwrap();
-    let status = node.child.wait().unwrap();
-    assert_eq!(status.signal(), Some(6));
-    assert!(!status.core_dumped());
+}
+
+#[test]
+fn a_crashed_node_leaves_no_core() {
+    allow_cores();
+    if !crashes_leave_cores() {
+        eprintln!("skipped: this machine writes no cores of anything");
+        return;
+    }
+    let mut node = Node::start();
+    assert!(!crash(&mut node.child).core_dumped());
+    let left = fs::read_dir(node.state.path()).unwrap();
+    let left = left.map(|entry| entry.unwrap().file_name());
+    let cores: Vec<_> = left
+        .filter(|name| name.to_string_lossy().starts_with("core"))
+        .collect();
+    assert!(cores.is_empty(), "{cores:?}");
+}
+
+/// Set for the half of the next test that panics.
+const PANICS: &str = "CLAWMATRIX_TEST_PANICS";
+
+#[test]
+fn a_panic_tells_no_secret() {
+    if let Some(format) = env::var_os(PANICS) {
+        let redactor = Redactor::default();
+        redactor.learn(SECRET);
+        let format = if format == "json" {
+            Format::Json
+        } else {
+            Format::Text
+        };
+        let log = telemetry::start(format, &redactor);
+        let wrong = thread::spawn(|| panic!("cannot use `{SECRET}` here")).join();
+        assert!(wrong.is_err());
+        log.flush();
+        return;
+    }
+    for format in ["json", "text"] {
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "a_panic_tells_no_secret", "--nocapture"])
+            .env(PANICS, format)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let told = [output.stdout, output.stderr].concat();
+        let told = String::from_utf8_lossy(&told);
+        assert!(told.contains("cannot use `[secret]` here"), "{told}");
+        assert!(told.contains("secrets_stay_inside.rs"), "{told}");
+        assert!(!told.contains(SECRET), "{told}");
+    }
 }
 
 #[test]

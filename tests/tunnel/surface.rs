@@ -87,6 +87,7 @@ async fn web_pages_get_nothing_and_cost_nothing() {
     assert!(world.provider.requests().is_empty());
 }
 
+/// T112, but for the time of a refusal.
 #[tokio::test]
 async fn a_token_is_needed_and_only_in_its_header() {
     let world = World::new(Place::Here, vec![Script::json(200, "{}")]).await;
