@@ -34,6 +34,7 @@ use crate::{
     },
     ids::{MeshName, NodeId},
     mesh::session::Peer,
+    policy::Policy,
     state::StateDir,
     trust::Level,
     wire::limits,
@@ -90,8 +91,8 @@ pub struct Config {
     pub audit: bool,
     /// What the operator should know, without any secret: weak secret, open tool policy.
     pub warnings: Vec<String>,
-    /// The tool policy as written, for the part that will judge by it.
-    pub tool_proxy: Value,
+    /// Tools others may use.
+    pub tools: ToolConfig,
     /// Key file elsewhere than in the state dir.
     pub identity_file: Option<PathBuf>,
     /// The seed of the key itself, handed over by a secret reference.
@@ -228,6 +229,19 @@ pub struct ModelConfig {
     pub locality: Option<String>,
     /// Who may use it; none = everyone at `pinned`.
     pub allow: Option<Allow>,
+}
+
+/// Tools of this node that others may use.
+#[derive(Debug, Clone)]
+pub struct ToolConfig {
+    /// Who may use which.
+    pub policy: Policy,
+    /// Folders that files are bound to; none = every folder.
+    pub roots: Vec<PathBuf>,
+    /// Longest output of one call.
+    pub max_output_bytes: usize,
+    /// Longest run of a command.
+    pub exec_timeout: Duration,
 }
 
 /// A model to show before its node is seen.
@@ -415,7 +429,6 @@ impl Config {
         };
         let mut problems = std::mem::take(&mut done.problems);
         problems.extend(shape::check(&mut config, &schema::config_schema(), &done));
-        let tool_proxy = config.get("toolProxy").cloned().unwrap_or(Value::Null);
         let raw = match serde_json::from_value(config) {
             Ok(raw) => raw,
             Err(error) => {
@@ -429,7 +442,7 @@ impl Config {
                 raw::RawConfig::default()
             }
         };
-        resolve::resolve(&raw, tool_proxy, written, problems, source)
+        resolve::resolve(&raw, written, problems, source)
     }
 }
 

@@ -38,6 +38,7 @@ pub mod ids;
 pub mod mesh;
 pub mod messages;
 pub mod models;
+pub mod policy;
 pub mod proxy;
 pub mod shim;
 pub mod sse;

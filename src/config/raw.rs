@@ -23,7 +23,7 @@ pub use self::{
     mesh::{AcceptSecret, MinTrust, Outbound, Peer, Tls, Trust, TrustMode, TrustedNode},
     models::{Auto, Model, ModelEntry, ModelRegistration, Models, ProxyModel},
     secret::{SecretInput, SecretReference},
-    tools::ToolProxy,
+    tools::{Rule, RuleEffect, RuleLimits, ToolProxy},
 };
 
 /// A list as written. An entry of the wrong type is reported and then read as nothing, so that

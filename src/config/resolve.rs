@@ -6,6 +6,7 @@ mod later;
 mod mesh;
 mod models;
 mod secret;
+mod tools;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -108,7 +109,6 @@ fn entries<T>(list: &[Option<T>]) -> impl Iterator<Item = (usize, &T)> {
 /// Checks the meaning of `raw` and fills in defaults. `before` are the problems of its shape.
 pub(super) fn resolve(
     raw: &RawConfig,
-    tool_proxy: Value,
     written: Vec<String>,
     before: Vec<Problem>,
     source: &Source<'_>,
@@ -153,7 +153,7 @@ pub(super) fn resolve(
     let proxy_models = models::proxy_models(&mut check, raw.proxy_models.as_deref());
     let tags = check.labels("tags", raw.tags.as_ref(), limits::DESCRIPTOR_TAGS);
     allow::patterns(&mut check, "relays", raw.relays.as_deref());
-    allow::tool_proxy(&mut check, raw.tool_proxy.as_ref());
+    let tools = tools::tools(&mut check, raw);
     let proxy_port = raw.proxy_port.unwrap_or(super::DEFAULT_PROXY_PORT);
     if let Some(listen) = &listen
         && listen.port == proxy_port
@@ -213,7 +213,7 @@ pub(super) fn resolve(
             limits: Limits::from_raw(raw_limits),
             audit: raw.audit != Some(Value::Bool(false)),
             warnings: check.warnings,
-            tool_proxy,
+            tools,
             identity_file,
             identity_seed,
             secret_inline: matches!(raw.secret, Some(raw::SecretInput::Text(_))),

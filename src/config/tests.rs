@@ -498,7 +498,7 @@ fn file_with_a_secret_that_others_can_read_warns() {
 #[test]
 fn keys_without_effect_are_named() {
     let config = read_as(
-        with(json!({"agents": [{"id": "x"}], "toolProxy": {"enabled": true}})),
+        with(json!({"agents": [{"id": "x"}], "dialAdvertised": true})),
         true,
     )
     .unwrap();

@@ -316,6 +316,38 @@ pub const BRIDGE_REQUESTS: usize = 256;
 /// The gateway takes a message into a session within this.
 pub const BRIDGE_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+// -- 8 tools -------------------------------------------------------------------------------------
+/// First answer to a request for a tool.
+pub const TOOL_ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence of one that only reads.
+pub const TOOL_READ_IDLE: Duration = Duration::from_secs(30);
+/// One that only reads, as a whole.
+pub const TOOL_READ_DEADLINE: Duration = Duration::from_secs(60);
+/// Times one that only reads is asked again.
+pub const TOOL_READ_RETRIES: usize = 2;
+/// Longest output of one call.
+pub const TOOL_OUTPUT_BYTES: usize = MIB;
+/// Longest run of a command.
+pub const EXEC_TIMEOUT: Duration = Duration::from_secs(1800);
+/// Any other tool that may change something.
+pub const TOOL_DEADLINE: Duration = EXEC_TIMEOUT;
+/// From asking a command to end to ending it.
+pub const EXEC_KILL_AFTER: Duration = Duration::from_secs(5);
+/// What still holds the output open after the command itself ended is waited for this long.
+pub const EXEC_LINGER: Duration = Duration::from_millis(500);
+/// A command that is silent for this long is said to be alive.
+pub const EXEC_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Longest `args` of a request.
+pub const TOOL_ARGS_BYTES: usize = 24 * KIB;
+/// Longest file that is written or edited.
+pub const TOOL_FILE_BYTES: usize = 16 * MIB;
+/// Entries of a folder that are listed.
+pub const TOOL_LIST_ENTRIES: usize = 5000;
+/// Tools under way for one asking node.
+pub const TOOLS_PER_PEER: usize = 4;
+/// Tools under way in all.
+pub const TOOLS_AT_ONCE: usize = 64;
+
 // -- 8.6 audit -----------------------------------------------------------------------------------
 /// Lines that wait to be written.
 pub const AUDIT_QUEUE: usize = 4096;

@@ -50,7 +50,7 @@ pub(super) fn patterns(
         .collect()
 }
 
-fn glob(check: &mut Check<'_>, path: &str, text: &str) -> Option<Glob> {
+pub(super) fn glob(check: &mut Check<'_>, path: &str, text: &str) -> Option<Glob> {
     if text.is_empty() {
         check.problem(
             path,
@@ -79,25 +79,4 @@ fn set(texts: &[String]) -> GlobSet {
     }
     // Each pattern compiled on its own; together they only share their tables.
     builder.build().unwrap_or_else(|_| GlobSet::empty())
-}
-
-/// The tool policy: patterns must be patterns, folders must be absolute. It is judged elsewhere.
-pub(super) fn tool_proxy(check: &mut Check<'_>, raw: Option<&raw::ToolProxy>) {
-    let Some(raw) = raw else { return };
-    for (key, list) in [
-        ("allow", &raw.allow),
-        ("deny", &raw.deny),
-        ("ask", &raw.ask),
-    ] {
-        patterns(check, &format!("toolProxy.{key}"), list.as_deref());
-    }
-    for (i, folder) in entries(raw.roots.as_deref().unwrap_or_default()) {
-        if !check.path(folder).is_absolute() {
-            check.problem(
-                format!("toolProxy.roots[{i}]"),
-                format!("{} is not an absolute path", quote(folder)),
-                "write the whole path, `/srv/shared` or `~/shared`",
-            );
-        }
-    }
 }

@@ -10,15 +10,8 @@ use crate::config::raw::RawConfig;
 pub(super) fn warn(check: &mut Check<'_>, raw: &RawConfig) {
     let on = |value: &Option<Value>| value.as_ref().is_some_and(|v| *v != Value::Bool(false));
     let later = [
-        (
-            "toolProxy",
-            raw.tool_proxy
-                .as_ref()
-                .is_some_and(|t| t.enabled == Some(true)),
-        ),
         ("dialAdvertised", raw.dial_advertised == Some(true)),
         ("routes", raw.routes.as_ref().is_some_and(|r| !r.is_empty())),
-        ("llmGuard", raw.llm_guard == Some(true)),
         ("telemetry", on(&raw.telemetry)),
         ("relay", raw.relay == Some(true)),
         // OpenClaw fills the default in.
