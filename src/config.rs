@@ -33,7 +33,11 @@ use crate::{
         secret::Secret,
     },
     ids::{MeshName, NodeId},
-    mesh::session::Peer,
+    mesh::{
+        dial::{proxy::HttpProxy, tls::PeerTls},
+        session::Peer,
+        tls::TlsFiles,
+    },
     policy::Policy,
     state::StateDir,
     trust::Level,
@@ -117,6 +121,8 @@ pub struct Listen {
     pub host: IpAddr,
     /// Port; 0 = any.
     pub port: u16,
+    /// Certificate and key, to speak `wss`; they were good when the configuration was read.
+    pub tls: Option<TlsFiles>,
 }
 
 /// A node to dial.
@@ -130,9 +136,10 @@ pub struct PeerConfig {
     pub port_given: bool,
     /// Its key, when known beforehand: pinned as `trusted`.
     pub key: Option<PublicKey>,
-    /// SHA-256 of the public key (SPKI) of its TLS certificate; replaces the check against web
-    /// roots. Given for `wss` only.
-    pub tls_pin: Option<[u8; 32]>,
+    /// How its certificate is judged; of effect for `wss` only.
+    pub tls: PeerTls,
+    /// The HTTP proxy to dial through.
+    pub proxy: Option<HttpProxy>,
 }
 
 /// An agent offered for handoff.

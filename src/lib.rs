@@ -27,6 +27,7 @@
 
 pub mod app;
 pub mod audit;
+pub mod civil;
 pub mod cli;
 pub mod config;
 pub mod control;

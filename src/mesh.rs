@@ -7,6 +7,7 @@
 
 pub mod accept;
 pub mod bucket;
+pub mod carriage;
 pub mod clock;
 pub mod descriptor;
 pub mod dial;
@@ -25,11 +26,13 @@ pub mod memory;
 pub mod schedule;
 pub mod session;
 mod sessions;
+pub mod socket;
 mod standing;
 #[cfg(test)]
 pub(crate) mod testkit;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 pub mod transport;
 pub mod view;
 mod warm;
@@ -46,6 +49,7 @@ use self::{
     hub::Hub,
     limiter::Cidr,
     session::{SessionHandler, SessionRef},
+    tls::ListenerTls,
     view::{Descriptor, View},
 };
 use crate::{
@@ -79,7 +83,7 @@ impl MeshSettings {
             incarnation,
             heartbeat: HEARTBEAT,
             trusted_proxies: Vec::new(),
-            tls: dial::connect::web_tls(),
+            tls: dial::tls::web_tls(),
         }
     }
 }
@@ -102,9 +106,13 @@ impl Mesh {
         }
     }
 
-    /// Accepts links on `listener` until shutdown.
-    pub fn listen(&self, listener: TcpListener) {
-        let accepting = accept::run(self.hub.clone(), self.gate.clone(), listener);
+    /// Accepts links on `listener` until shutdown; over TLS if there is a certificate, which is followed
+    /// when its files change.
+    pub fn listen(&self, listener: TcpListener, tls: Option<ListenerTls>) {
+        if let Some(tls) = tls.clone() {
+            self.hub.tasks.spawn(tls.follow());
+        }
+        let accepting = accept::run(self.hub.clone(), self.gate.clone(), listener, tls);
         self.hub.tasks.spawn(accepting);
     }
 

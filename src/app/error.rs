@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
-    audit::AuditError, config::ConfigError, crypto::identity::IdentityError,
+    audit::AuditError, config::ConfigError, crypto::identity::IdentityError, mesh::tls::TlsError,
     messages::store::StoreError, models::endpoint::EndpointError, proxy::tokens::TokenError,
     state::StateError, trust::TrustError,
 };
@@ -60,6 +60,9 @@ pub enum StartError {
     /// The audit record.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// Certificate or key of the listener.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The server of an agent cannot be called.
     #[error("agent `{0}` cannot be served")]
     Agent(String, #[source] EndpointError),
@@ -83,7 +86,7 @@ impl StartError {
         match self {
             Self::PortInUse { .. } => 69,
             Self::State(StateError::Held(_)) => 73,
-            Self::Config(_) | Self::Identity(_) | Self::Agent(..) => 78,
+            Self::Config(_) | Self::Identity(_) | Self::Tls(_) | Self::Agent(..) => 78,
             Self::State(StateError::Io { .. })
             | Self::Trust(_)
             | Self::Tokens(_)
@@ -115,6 +118,7 @@ impl StartError {
                 Some("the state folder must belong to the account that runs the node".into())
             }
             Self::Identity(error) => Some(error.hint()),
+            Self::Tls(error) => Some(error.hint().into()),
             Self::Messages(_) => Some(
                 "`messages.redb` in the state folder holds nothing but messages that wait: remove it to start without them".into(),
             ),

@@ -31,10 +31,12 @@ use crate::{
     ids::{Boot, NodeId},
     mesh::{
         Mesh, MeshSettings,
+        dial::proxy::HttpProxy,
         handshake::{Ourselves, Params},
         incarnation::advance,
         limiter::Cidr,
         session::Peer,
+        tls::ListenerTls,
         view::{AgentOffer, Descriptor},
     },
     messages::{
@@ -146,6 +148,8 @@ impl Node {
             .map(|listen| bind("listenPort", listen.host, listen.port))
             .transpose()?;
         let listen_port = listener.as_ref().map(port_of).transpose()?;
+        let tls_files = config.listen.as_ref().and_then(|l| l.tls.clone());
+        let tls = tls_files.map(ListenerTls::open).transpose()?;
 
         let shim_keys = voice.map(|voice| ShimKeys::new(voice.clone()));
         let bridge = voice.map(|voice| Bridge::new(voice.clone()));
@@ -284,6 +288,7 @@ impl Node {
                     key_id: identity.public().id(),
                     started: Instant::now(),
                     listen_port,
+                    tls: tls.clone(),
                     proxy_port,
                     agents: agent_offers(&config.agents),
                     tags: config.tags.clone(),
@@ -321,7 +326,7 @@ impl Node {
             tasks.spawn(tell_catalog(voice.clone(), catalog.subscribe()));
         }
         if let Some(listener) = listener {
-            mesh.listen(adopt(listener)?);
+            mesh.listen(adopt(listener)?, tls);
         }
         mesh.dial(config.peers.clone());
         let homes = config.proxy_models.iter();
@@ -470,6 +475,10 @@ fn learn_secrets(redactor: &Redactor, config: &Config, providers: &Providers) {
     let of_models = config.models.iter().filter_map(|m| m.api_key.as_ref());
     for key in of_models.chain(of_agents) {
         redactor.learn(key.reveal());
+    }
+    let proxies = config.peers.iter().filter_map(|peer| peer.proxy.as_ref());
+    for credentials in proxies.filter_map(HttpProxy::credentials) {
+        redactor.learn(credentials.reveal());
     }
     learn_keys(redactor, providers);
 }

@@ -17,6 +17,7 @@ pub(super) struct Status {
     node_id: String,
     key_id: String,
     listen: Value,
+    listen_tls: Option<String>,
     proxy_port: u16,
     agents: Vec<Named>,
     models: Vec<Named>,
@@ -61,12 +62,39 @@ pub(super) struct Peer {
     pub(super) node_id: String,
     pub(super) connected: bool,
     reachable_via: Option<String>,
+    link: Option<Link>,
     latency_ms: Option<f64>,
     agents: Vec<Named>,
     models: Vec<Named>,
     tags: Vec<String>,
     /// Why it is not reached.
     pub(super) problem: Option<String>,
+}
+
+/// What a link of ours runs over, as far as it is shown.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Link {
+    tls: String,
+    dialed: bool,
+    network: String,
+    address: String,
+    proxy: bool,
+}
+
+impl Link {
+    /// `dialed cloud.example.com:443, public, tls`.
+    fn described(&self) -> String {
+        let who = if self.dialed {
+            "dialed"
+        } else {
+            "accepted from"
+        };
+        let proxy = if self.proxy { " through a proxy" } else { "" };
+        let (address, network, tls) =
+            (clean(&self.address), clean(&self.network), clean(&self.tls));
+        format!("{who} {address}{proxy}, {network}, {tls}")
+    }
 }
 
 pub(super) fn run(context: &Context) -> Result<u8, CliError> {
@@ -105,6 +133,7 @@ fn render(status: &Status, paint: Paint) -> String {
     }
     line(format!("Tags: {}", list(&status.tags, |t| clean(t))));
     let listen = match status.listen.as_u64() {
+        Some(port) if status.listen_tls.as_deref() == Some("tls") => format!("port {port}, tls"),
         Some(port) => format!("port {port}"),
         None => "off".to_owned(),
     };
@@ -127,6 +156,9 @@ fn render(status: &Status, paint: Paint) -> String {
     for peer in &status.peers {
         line(String::new());
         line(head(peer, paint));
+        if let Some(link) = peer.link.as_ref().filter(|_| peer.connected) {
+            line(format!("  Link: {}", link.described()));
+        }
         line(format!("  Tags: {}", list(&peer.tags, |t| clean(t))));
         line(format!(
             "  Agents: {}",
@@ -228,6 +260,7 @@ mod tests {
             "warnings": ["`secret` is weak"],
             "peers": [
                 {"nodeId": "office-01", "connected": true, "state": "direct", "reachableVia": null,
+                 "link": {"tls": "pinned", "dialed": true, "network": "public", "address": "office.example:443", "proxy": true},
                  "latencyMs": 12.3, "agents": [], "models": ["claude"], "tags": ["work"]},
                 {"nodeId": "attic", "connected": true, "state": "relay", "reachableVia": "office-01",
                  "latencyMs": null, "agents": [], "models": [], "tags": []},
@@ -252,6 +285,7 @@ Models: qwen3-32b
 Peers (2/3 connected)
 
 office-01 (connected, 12ms)
+  Link: dialed office.example:443 through a proxy, public, pinned
   Tags: work
   Agents: none
   Models: claude

@@ -122,7 +122,8 @@ pub struct RawConfig {
     #[schemars(title = "Believed relays", extend("default" = ["*"]))]
     pub relays: Option<List<String>>,
 
-    /// Certificate and key of the listener, for `wss://` without a reverse proxy.
+    /// Certificate and key of the listener, for `wss://` without a reverse proxy. With them it speaks
+    /// nothing else.
     #[schemars(title = "TLS")]
     pub tls: Option<Tls>,
 

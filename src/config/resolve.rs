@@ -147,7 +147,6 @@ pub(super) fn resolve(
     let none = raw::Limits::default();
     let raw_limits = raw.limits.as_ref().unwrap_or(&none);
     let trusted_proxies = mesh::trusted_proxies(&mut check, raw_limits.trusted_proxies.as_deref());
-    mesh::tls(&mut check, raw.tls.as_ref());
     let agents = models::agents(&mut check, raw.agents.as_deref());
     let (models, models_auto) = models::models(&mut check, raw.models.as_ref());
     let proxy_models = models::proxy_models(&mut check, raw.proxy_models.as_deref());

@@ -396,14 +396,82 @@ fn bad_keys_pins_and_addresses_are_refused() {
         [
             "acceptSecrets[0].notAfter",
             "listenHost",
+            "tls.cert",
             "peers[0].key",
             "peers[0].tlsPin",
             "peers[1].tlsPin",
             "trust.nodes.-",
             "trust.nodes.d.key",
             "limits.trustedProxies[0]",
-            "tls",
         ]
+    );
+}
+
+#[test]
+fn tls_of_peers_and_their_proxies_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec!["a".into()]).unwrap();
+    let good = file("ca.pem", &own.self_signed(&key).unwrap().pem());
+    let empty = file("empty.pem", "");
+    let found = problems(json!({"peers": [
+        {"nodeId": "a", "url": "ws://a", "tlsCa": good},
+        {"nodeId": "b", "url": "wss://b", "tlsCa": empty},
+        {"nodeId": "c", "url": "wss://c", "tlsCa": "nowhere.pem"},
+        {"nodeId": "d", "url": "wss://d", "tlsCa": good, "tlsPin": "00".repeat(32)},
+        {"nodeId": "e", "url": "ws://e", "proxy": "socks5://me:hunter22@proxy"},
+        {"nodeId": "f", "url": "wss://f", "tlsCa": good, "proxy": "http://me:hunter22@proxy:3128"}
+    ]}));
+    let expected = [
+        "peers[0].tlsCa: `url` is not `wss://`",
+        "peers[1].tlsCa: `",
+        "peers[2].tlsCa: cannot read `",
+        "peers[3].tlsCa: `tlsPin` is given too",
+        "peers[4].proxy: the value (not shown) is not an `http://` URL",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}");
+        assert!(!found.contains("hunter22"), "{found}");
+    }
+}
+
+/// T116 for the listener's key.
+#[test]
+fn tls_key_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = rcgen::CertificateParams::new(vec!["a".into()]).unwrap();
+    let (cert_file, key_file) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert_file, own.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    let config =
+        |listen: bool| json!({"listen": listen, "tls": {"cert": cert_file, "key": key_file}});
+    let mode = |mode| {
+        std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o644);
+    let found = problems(config(true));
+    assert!(
+        found[0].starts_with("tls.key: ") && found[0].contains("other accounts"),
+        "{found:?}"
+    );
+    mode(0o600);
+    let read = read(with(config(true))).unwrap();
+    assert!(read.listen.unwrap().tls.is_some());
+    let off = self::read(with(config(false))).unwrap();
+    assert!(
+        off.warnings
+            .iter()
+            .any(|w| w.contains("`tls` has no effect")),
+        "{:?}",
+        off.warnings
     );
 }
 
@@ -530,6 +598,7 @@ fn schema_requires_nothing_and_refuses_unknown_keys() {
         secret,
         [
             "secret",
+            "peers.*.proxy",
             "agents.*.apiKey",
             "models.*.apiKey",
             "acceptSecrets.*.secret",

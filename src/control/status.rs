@@ -9,7 +9,11 @@ use super::metrics::{counter, gauge};
 use crate::{
     crypto::identity::KeyId,
     ids::NodeId,
-    mesh::view::{AgentOffer, ModelOffer, NodeView, Reach, View},
+    mesh::{
+        carriage::{Carriage, Posture},
+        tls::ListenerTls,
+        view::{AgentOffer, ModelOffer, NodeView, Reach, View},
+    },
     models::lent::LentModels,
     trust::{Level, TrustStore},
 };
@@ -25,6 +29,8 @@ pub struct Facts {
     pub started: Instant,
     /// Bound port of the mesh listener, if there is one.
     pub listen_port: Option<u16>,
+    /// Its certificate, if it speaks TLS; its warnings are shown too.
+    pub tls: Option<ListenerTls>,
     /// Bound port of the local API.
     pub proxy_port: u16,
     /// Agents we offer.
@@ -49,6 +55,8 @@ struct Status<'a> {
     key_id: KeyId,
     uptime_ms: u64,
     listen: Listen,
+    /// What the listener speaks; null without one.
+    listen_tls: Option<Posture>,
     proxy_port: u16,
     agents: &'a [AgentOffer],
     models: Vec<ModelOffer>,
@@ -77,6 +85,8 @@ struct Peer<'a> {
     connected: bool,
     state: Reach,
     reachable_via: Option<&'a NodeId>,
+    /// What our own link to it runs over; null without one.
+    link: Option<&'a Carriage>,
     latency_ms: Option<f64>,
     /// Unknown until nodes tell one another.
     load: Option<f64>,
@@ -87,7 +97,7 @@ struct Peer<'a> {
     problem: Option<&'a str>,
 }
 
-fn peer(node: &NodeView) -> Peer<'_> {
+fn peer<'a>(node: &'a NodeView, link: Option<&'a Carriage>) -> Peer<'a> {
     let about = &*node.descriptor;
     Peer {
         node_id: &node.node,
@@ -99,6 +109,7 @@ fn peer(node: &NodeView) -> Peer<'_> {
         connected: node.reach != Reach::Unreachable,
         state: node.reach,
         reachable_via: node.reachable_via.as_ref(),
+        link,
         // A tenth of a millisecond is all that means anything.
         latency_ms: node.latency_ms.map(|ms| (ms * 10.0).round() / 10.0),
         load: None,
@@ -119,12 +130,17 @@ impl Facts {
         let mut warnings = self.warnings.borrow().clone();
         warnings.extend(self.lent.table().warnings.iter().cloned());
         warnings.extend(self.trust.warnings());
+        warnings.extend(self.tls.iter().flat_map(ListenerTls::warnings));
         let status = Status {
             node_id: &self.node,
             version: env!("CARGO_PKG_VERSION"),
             key_id: self.key_id,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             listen: self.listen_port.map_or(Listen::No(false), Listen::Port),
+            listen_tls: self.listen_port.map(|_| match &self.tls {
+                Some(_) => Posture::Tls,
+                None => Posture::Insecure,
+            }),
             proxy_port: self.proxy_port,
             agents: &self.agents,
             models: self.lent.offers(),
@@ -144,7 +160,9 @@ impl Facts {
 
     fn others<'a>(&self, view: &'a View) -> Vec<Peer<'a>> {
         let others = view.nodes.values().filter(|node| node.node != self.node);
-        others.map(peer).collect()
+        others
+            .map(|node| peer(node, view.links.get(&node.node)))
+            .collect()
     }
 
     /// Gauges of this node.

@@ -243,6 +243,7 @@ mod tests {
         nodes.push(doubtful);
         View {
             nodes: nodes.into_iter().map(|n| (n.node.clone(), n)).collect(),
+            ..View::default()
         }
     }
 

@@ -1,10 +1,11 @@
 //! The listening side of links (protocol 3.1, 3.5): an own accept loop, because limits begin before
 //! the first byte is read.
 
+mod secure;
 pub mod upgrade;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,20 +14,26 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, sleep},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use self::upgrade::{Refusal, upgrade};
+use self::{
+    secure::secure,
+    upgrade::{Refusal, Upgraded, upgrade},
+};
 use super::{
+    carriage::{Carriage, Network, Posture},
     drops::Reason,
     handshake::respond,
     hub::{Hub, linger, refuse},
     limiter::{
-        Limiter, Source,
+        Cidr, Limiter, Source,
         pending::{Pending, Ticket},
     },
+    tls::ListenerTls,
     ws,
 };
-use crate::wire::close::CloseCode;
+use crate::wire::{close::CloseCode, limits::UPGRADE_TIMEOUT};
 
 /// Pause after an error of `accept`: it lasts until some file descriptor is free again.
 const ACCEPT_ERROR_PAUSE: Duration = Duration::from_millis(200);
@@ -78,8 +85,22 @@ impl Drop for Place {
     }
 }
 
+/// A connection as the system gave it.
+struct Arrival {
+    socket: TcpStream,
+    address: IpAddr,
+    /// For a listener that speaks TLS.
+    acceptor: Option<TlsAcceptor>,
+    since: Instant,
+}
+
 /// Accepts connections until the mesh stops.
-pub(super) async fn run(hub: Arc<Hub>, gate: Arc<Gate>, listener: TcpListener) {
+pub(super) async fn run(
+    hub: Arc<Hub>,
+    gate: Arc<Gate>,
+    listener: TcpListener,
+    tls: Option<ListenerTls>,
+) {
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
@@ -89,7 +110,13 @@ pub(super) async fn run(hub: Arc<Hub>, gate: Arc<Gate>, listener: TcpListener) {
         match accepted {
             Ok((socket, address)) => {
                 failing = false;
-                enter(&hub, &gate, socket, address);
+                let arrival = Arrival {
+                    socket,
+                    address: address.ip().to_canonical(),
+                    acceptor: tls.as_ref().map(ListenerTls::acceptor),
+                    since: Instant::now(),
+                };
+                enter(&hub, &gate, arrival);
             }
             Err(error) => {
                 if !failing {
@@ -103,8 +130,8 @@ pub(super) async fn run(hub: Arc<Hub>, gate: Arc<Gate>, listener: TcpListener) {
 }
 
 /// Lets a connection in as far as its first request, or drops it on the spot.
-fn enter(hub: &Arc<Hub>, gate: &Arc<Gate>, socket: TcpStream, address: SocketAddr) {
-    let address = address.ip().to_canonical();
+fn enter(hub: &Arc<Hub>, gate: &Arc<Gate>, arrival: Arrival) {
+    let address = arrival.address;
     let proxied = hub
         .settings
         .trusted_proxies
@@ -124,7 +151,7 @@ fn enter(hub: &Arc<Hub>, gate: &Arc<Gate>, socket: TcpStream, address: SocketAdd
     hub.tasks.clone().spawn(async move {
         let evicted = end.clone();
         let authenticated = CancellationToken::new();
-        let greeting = greet(&hub, &gate, socket, address, (place, end), &authenticated);
+        let greeting = greet(&hub, &gate, arrival, (place, end), &authenticated);
         tokio::pin!(greeting);
         tokio::select! {
             biased;
@@ -138,22 +165,32 @@ fn enter(hub: &Arc<Hub>, gate: &Arc<Gate>, socket: TcpStream, address: SocketAdd
     });
 }
 
-/// Upgrade, handshake, link.
+/// TLS, upgrade, handshake, link.
 async fn greet(
     hub: &Arc<Hub>,
     gate: &Arc<Gate>,
-    socket: TcpStream,
-    address: IpAddr,
+    arrival: Arrival,
     (mut place, end): (Place, CancellationToken),
     authenticated: &CancellationToken,
 ) {
-    ws::tune(&socket);
-    let upgraded = match upgrade(socket, address, &hub.settings.trusted_proxies).await {
+    let (address, over_tls) = (arrival.address, arrival.acceptor.is_some());
+    let upgraded = match open(arrival, &hub.settings.trusted_proxies).await {
         Ok(upgraded) => upgraded,
         Err(refusal) => return refused(hub, gate, refusal, address),
     };
     let (ws, from) = (upgraded.ws, upgraded.from);
     let source = Source::new(from);
+    let carriage = Carriage {
+        tls: if over_tls || upgraded.proxy_tls {
+            Posture::Tls
+        } else {
+            Posture::Insecure
+        },
+        dialed: false,
+        network: Network::of(from),
+        address: from.to_string(),
+        proxy: from != address,
+    };
     let (mut sink, mut stream) = ws.split();
     if from != address {
         if !gate.door().limiter.attempt(source, Instant::now()) {
@@ -180,13 +217,34 @@ async fn greet(
     drop(place);
     authenticated.cancel();
     ws.grow().await;
-    hub.admit(established, (sink, stream)).await;
+    hub.admit(established, carriage, (sink, stream)).await;
+}
+
+/// From a raw socket to a WebSocket.
+async fn open(arrival: Arrival, trusted_proxies: &[Cidr]) -> Result<Upgraded, Refusal> {
+    let deadline = arrival.since + UPGRADE_TIMEOUT;
+    ws::tune(&arrival.socket);
+    let socket = secure(arrival.socket, arrival.acceptor, deadline).await?;
+    upgrade(socket, arrival.address, trusted_proxies, deadline).await
 }
 
 fn refused(hub: &Hub, gate: &Gate, refusal: Refusal, from: IpAddr) {
     let reason = match refusal {
         Refusal::Health => return,
-        Refusal::Browser | Refusal::NotOurs => Reason::BadUpgrade,
+        Refusal::Browser | Refusal::NotOurs | Refusal::NotTls => Reason::BadUpgrade,
+        Refusal::Tls => {
+            // A signature of ours was spent on it, as on a mesh handshake that fails.
+            let source = Source::new(from);
+            let proxied = hub
+                .settings
+                .trusted_proxies
+                .iter()
+                .any(|r| r.contains(from));
+            if !proxied && gate.door().limiter.failure(source, Instant::now()) {
+                tracing::warn!(%from, "TLS handshake failed at the door");
+            }
+            Reason::TlsFailed
+        }
         Refusal::Timeout => Reason::UpgradeTimeout,
         Refusal::OldPlugin => {
             let mut door = gate.door();

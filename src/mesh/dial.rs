@@ -4,6 +4,8 @@
 mod backoff;
 pub mod connect;
 mod pin;
+pub mod proxy;
+pub mod tls;
 
 use std::sync::Arc;
 
@@ -11,8 +13,8 @@ use tokio::time::sleep;
 
 use self::{
     backoff::Backoff,
-    connect::{ConnectError, connect},
-    pin::pinned_tls,
+    connect::{ConnectError, Way, connect},
+    tls::PeerTls,
 };
 use super::{
     handshake::{HandshakeError, initiate},
@@ -37,12 +39,48 @@ fn describe(error: &DialError, peer: &PeerConfig) -> String {
             let port = peer.url.port_or_known_default().unwrap_or_default();
             format!("connection refused at port {port}, since `url` names none: `:19000?`")
         }
+        DialError::Connect(error @ ConnectError::Http(400)) if peer.url.scheme() == "ws" => {
+            format!("{error}; if it speaks TLS at this port, write `wss://`")
+        }
+        DialError::Connect(ConnectError::Tls(error)) => match tls_hint(error, peer) {
+            Some(hint) => format!("TLS failed: {error}; {hint}"),
+            None => format!("TLS failed: {error}"),
+        },
         DialError::Connect(error) => error.to_string(),
         DialError::Handshake(error) => match error.hint() {
             Some(hint) => format!("{error}; {hint}"),
             None => error.to_string(),
         },
     }
+}
+
+/// The way out of a failed TLS handshake.
+fn tls_hint(error: &std::io::Error, peer: &PeerConfig) -> Option<&'static str> {
+    use rustls::{CertificateError as Bad, Error};
+    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    Some(match (error, &peer.tls) {
+        (Error::InvalidMessage(_), _) => {
+            "the server there does not speak TLS at this port: write `ws://`, or the port of its TLS"
+        }
+        (Error::InvalidCertificate(_), PeerTls::Pinned(_)) => {
+            "its key is not the one in `tlsPin`; if it was replaced on purpose, pin the new one"
+        }
+        (Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature), PeerTls::Web) => {
+            "no web authority signed it: name the authority in `tlsCa`, or its key in `tlsPin`"
+        }
+        (
+            Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature),
+            PeerTls::Authorities(_),
+        ) => "no authority in `tlsCa` signed it",
+        (
+            Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }),
+            _,
+        ) => "it is a certificate for another name: use that name in `url`",
+        (Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }), _) => {
+            "renew it there; if it is good, look at the clock of this machine"
+        }
+        _ => return None,
+    })
 }
 
 /// Keeps a link to `peer` until the mesh stops.
@@ -55,9 +93,12 @@ pub(super) async fn run(hub: Arc<Hub>, peer: PeerConfig) {
 }
 
 async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
-    let tls = peer
-        .tls_pin
-        .map_or_else(|| hub.settings.tls.clone(), pinned_tls);
+    let way = Way {
+        url: peer.url.clone(),
+        tls: peer.tls.settings(&hub.settings.tls),
+        pinned: matches!(peer.tls, PeerTls::Pinned(_)),
+        proxy: peer.proxy.clone(),
+    };
     let mut backoff = Backoff::default();
     let mut links_changed = hub.links_changed.subscribe();
     let mut resumed = hub.resumed.subscribe();
@@ -70,7 +111,7 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
         }
         let mut refused = false;
         trust.mark_unchanged();
-        match attempt(&hub, &peer, &tls).await {
+        match attempt(&hub, &peer, &way).await {
             Ok(Some(link)) => {
                 link.stopped().await;
                 if link.age() >= BACKOFF_RESET {
@@ -104,12 +145,12 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
 async fn attempt(
     hub: &Arc<Hub>,
     peer: &PeerConfig,
-    tls: &Arc<rustls::ClientConfig>,
+    way: &Way,
 ) -> Result<Option<Arc<Link>>, DialError> {
-    let ws = connect(&peer.url, tls).await?;
+    let (ws, carriage) = connect(way).await?;
     let (mut sink, mut stream) = ws.split();
     match initiate(&mut sink, &mut stream, &hub.settings.us, &peer.node_id).await {
-        Ok(established) => Ok(hub.admit(established, (sink, stream)).await),
+        Ok(established) => Ok(hub.admit(established, carriage, (sink, stream)).await),
         Err(error) => {
             linger(&mut stream).await;
             Err(error.into())
@@ -128,7 +169,8 @@ mod tests {
             url: url.parse().unwrap(),
             port_given,
             key: None,
-            tls_pin: None,
+            tls: PeerTls::Web,
+            proxy: None,
         };
         let text = |peer| describe(&ConnectError::Refused.into(), &peer);
         let hinted = text(peer(false, "ws://office.example/mesh/v1"));

@@ -54,6 +54,8 @@ reasons! {
     PendingOverflow = "pending_overflow";
     /// A connection that was too slow before it authenticated.
     UpgradeTimeout = "upgrade_timeout";
+    /// A TLS handshake that failed at the listener.
+    TlsFailed = "tls_failed";
     /// A request that is no upgrade to our protocol.
     BadUpgrade = "bad_upgrade";
     /// A node that speaks the earlier plugin's protocol.

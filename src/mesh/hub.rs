@@ -19,7 +19,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    MeshSettings, clock,
+    MeshSettings,
+    carriage::Carriage,
+    clock,
     descriptor::{self, RecordError, Signed, Version},
     drops::{Drops, Reason},
     handshake::{Established, Role},
@@ -146,7 +148,10 @@ impl Hub {
     }
 
     fn publish(&self, state: &State) {
-        self.view.send_replace(Arc::new(state.members.view()));
+        let carriage = |link: Arc<Link>| (link.neighbour().node.clone(), link.carriage().clone());
+        let mut view = state.members.view();
+        view.links = state.links.open().into_iter().map(carriage).collect();
+        self.view.send_replace(Arc::new(view));
     }
 
     /// Shows a node of the configuration.
@@ -231,10 +236,11 @@ impl Hub {
     pub(super) async fn admit<S: MessageSink, R: MessageStream>(
         self: &Arc<Self>,
         established: Established,
+        carriage: Carriage,
         (mut sink, mut stream): (S, R),
     ) -> Option<Arc<Link>> {
         let software = established.params.sw.clone();
-        let setup = self.setup(established);
+        let setup = self.setup(established, carriage);
         let link = Link::new(&setup);
         let mut answered = None;
         let (code, why) = loop {
@@ -318,13 +324,14 @@ impl Hub {
         self.hops.replace(direct.collect());
     }
 
-    fn setup(&self, established: Established) -> Setup {
+    fn setup(&self, established: Established, carriage: Carriage) -> Setup {
         Setup {
             id: LinkId(self.next_link.fetch_add(1, Ordering::Relaxed)),
             peer: established.peer,
             sid: established.sid,
             dialed: established.role == Role::Dialer,
             relay: established.params.relay,
+            carriage,
             send_key: established.send_key,
             recv_key: established.recv_key,
             heartbeat: self.settings.heartbeat,

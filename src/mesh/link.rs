@@ -30,6 +30,7 @@ use tracing::Instrument;
 
 use self::read::Lost;
 use super::{
+    carriage::Carriage,
     drops::Drops,
     liveness::Liveness,
     schedule::{Refused, Schedule},
@@ -68,6 +69,8 @@ pub struct Setup {
     pub dialed: bool,
     /// Whether the neighbour says that it relays for others.
     pub relay: bool,
+    /// What it runs over.
+    pub carriage: Carriage,
     /// Data key of what we send.
     pub send_key: Secret<[u8; 32]>,
     /// Data key of what we receive.
@@ -181,6 +184,7 @@ pub struct Link {
     sid: SessionId,
     dialed: bool,
     relay: bool,
+    carriage: Carriage,
     up_since: Instant,
     // Std mutexes: held for a few instructions, never across an await.
     queue: Mutex<Schedule<Flow>>,
@@ -219,6 +223,7 @@ impl Link {
             sid: setup.sid,
             dialed: setup.dialed,
             relay: setup.relay,
+            carriage: setup.carriage.clone(),
             up_since: now,
             queue: Mutex::default(),
             live: Mutex::new(Liveness::new(setup.heartbeat, now)),
@@ -294,6 +299,12 @@ impl Link {
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         lock(&self.live).rtt()
+    }
+
+    /// What it runs over.
+    #[must_use]
+    pub fn carriage(&self) -> &Carriage {
+        &self.carriage
     }
 
     /// Whether we dialed it.

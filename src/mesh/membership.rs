@@ -159,6 +159,7 @@ impl Membership {
         });
         View {
             nodes: nodes.collect(),
+            ..View::default()
         }
     }
 }

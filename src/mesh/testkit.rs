@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::Notify, time::timeout};
 
 use super::{
+    carriage::{Carriage, Network, Posture},
     link::{Arrived, BadFrame, Ending, Flow, Link, LinkOwner, Setup},
     memory::{self, MemorySink, MemoryStream},
     session::{Class, Peer, SendError, Session, SessionHandler},
@@ -222,6 +223,17 @@ pub(crate) const KEY_FORWARD: [u8; 32] = [1; 32];
 pub(crate) const KEY_BACK: [u8; 32] = [2; 32];
 pub(crate) const SID: SessionId = SessionId([3; 16]);
 
+/// What a link in memory would be, had it a socket.
+pub(crate) fn carriage() -> Carriage {
+    Carriage {
+        tls: Posture::Insecure,
+        dialed: true,
+        network: Network::Loopback,
+        address: "127.0.0.1:1".into(),
+        proxy: false,
+    }
+}
+
 /// Setup of node `a` (the dialer) or `b` of a pair.
 pub(crate) fn setup(a: bool, rekey_after: u64) -> Setup {
     let (them, send_key, recv_key) = if a {
@@ -235,6 +247,7 @@ pub(crate) fn setup(a: bool, rekey_after: u64) -> Setup {
         sid: SID,
         dialed: a,
         relay: false,
+        carriage: carriage(),
         send_key: Secret::new(send_key),
         recv_key: Secret::new(recv_key),
         heartbeat: Duration::from_secs(15),

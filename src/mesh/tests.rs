@@ -3,6 +3,7 @@
 
 mod door;
 mod duplicates;
+mod field;
 mod flood;
 mod resume;
 mod secure;
@@ -17,10 +18,12 @@ use url::Url;
 
 use super::{
     Mesh, MeshSettings,
+    dial::tls::PeerTls,
     drops::Reason,
     handshake::{Ourselves, Params},
     session::{Class, SessionHandler},
     testkit::{Event, Recorder, node},
+    tls::ListenerTls,
     view::{Descriptor, ModelOffer, NodeView, Reach},
 };
 use crate::{
@@ -76,6 +79,16 @@ impl Node {
     /// A node whose sessions belong to `handler`.
     async fn handled(us: Ourselves, port: u16, handler: Arc<dyn SessionHandler>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        Self::listening(us, listener, None, handler)
+    }
+
+    /// A node that accepts links on `listener`.
+    fn listening(
+        us: Ourselves,
+        listener: TcpListener,
+        tls: Option<ListenerTls>,
+        handler: Arc<dyn SessionHandler>,
+    ) -> Self {
         let port = listener.local_addr().unwrap().port();
         let incarnation = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -83,7 +96,7 @@ impl Node {
             .as_millis() as u64;
         let settings = MeshSettings::new(us.clone(), incarnation);
         let mesh = Mesh::new(settings, handler, Tasks::new());
-        mesh.listen(listener);
+        mesh.listen(listener, tls);
         Self {
             name: node(name_of(&us)),
             mesh,
@@ -103,7 +116,8 @@ impl Node {
             url: Url::parse(&format!("ws://127.0.0.1:{}/mesh/v1", self.port)).unwrap(),
             port_given: true,
             key: None,
-            tls_pin: None,
+            tls: PeerTls::Web,
+            proxy: None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::carriage::Carriage;
 use crate::{crypto::identity::KeyId, ids::NodeId, trust::Level};
 
 /// What a node says of itself (payload of a `desc` record, protocol 6.1). Nothing in it grants a
@@ -110,4 +111,6 @@ pub struct NodeView {
 pub struct View {
     /// Configured and seen nodes.
     pub nodes: BTreeMap<NodeId, NodeView>,
+    /// What carries the links of our own, by the node at their other end.
+    pub links: BTreeMap<NodeId, Carriage>,
 }

@@ -103,6 +103,7 @@ mod tests {
                 seen("away", Reach::Unreachable, 1),
             ]
             .into(),
+            ..View::default()
         };
         let named = HashSet::from([node("named"), node("nowhere")]);
         let start = Instant::now();

@@ -263,6 +263,7 @@ mod tests {
     fn view(nodes: Vec<NodeView>) -> View {
         View {
             nodes: nodes.into_iter().map(|n| (n.node.clone(), n)).collect(),
+            ..View::default()
         }
     }
 

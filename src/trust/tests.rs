@@ -38,7 +38,8 @@ fn peer(node: &str, key: Option<PublicKey>) -> PeerConfig {
         node_id: name(node),
         url: "ws://127.0.0.1:19000/mesh/v1".parse().unwrap(),
         port_given: true,
-        tls_pin: None,
+        tls: crate::mesh::dial::tls::PeerTls::Web,
+        proxy: None,
         key,
     }
 }

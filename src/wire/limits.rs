@@ -55,7 +55,15 @@ pub const SUCCESSES_PER_KEY_MINUTE: u32 = 60;
 pub const SUCCESSES_PER_SOURCE_MINUTE: u32 = 300;
 /// Sources the limiter remembers.
 pub const LIMITER_SOURCES: usize = 10_000;
-/// One dial attempt: connect and TLS.
+/// A PEM file of the listener or of an authority.
+pub const CERTIFICATE_FILE_BYTES: u64 = 1 << 20;
+/// How often the listener's certificate is looked at for a renewal.
+pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(15);
+/// A certificate with less than this left is warned about.
+pub const CERTIFICATE_WARN: Duration = Duration::from_secs(14 * 24 * 3600);
+/// The head of a proxy's answer to `CONNECT`.
+pub const PROXY_HEAD_BYTES: usize = 8 * KIB;
+/// One dial attempt: connect, proxy and TLS.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Head start of one address over the next (RFC 8305).
 pub const DIAL_RACE_DELAY: Duration = Duration::from_millis(250);

@@ -275,6 +275,7 @@ impl Node {
                 key_id: key.id(),
                 started: Instant::now(),
                 listen_port: None,
+                tls: None,
                 proxy_port: port,
                 agents: vec![],
                 tags: vec!["test".into()],
@@ -341,7 +342,10 @@ impl Node {
             if let Some(node) = nodes.get_mut(other) {
                 node.reach = Reach::Unreachable;
             }
-            *view = Arc::new(View { nodes });
+            *view = Arc::new(View {
+                nodes,
+                ..View::default()
+            });
         });
     }
 
@@ -379,7 +383,10 @@ impl Node {
         self.view.send_modify(|view| {
             let mut nodes = view.nodes.clone();
             nodes.insert(other.name.clone(), seen);
-            *view = Arc::new(View { nodes });
+            *view = Arc::new(View {
+                nodes,
+                ..View::default()
+            });
         });
     }
 }

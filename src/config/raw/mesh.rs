@@ -25,6 +25,15 @@ pub struct Peer {
     /// certificate no web authority signed.
     #[schemars(title = "TLS pin")]
     pub tls_pin: Option<String>,
+    /// PEM file with the authorities that may sign its certificate, for `wss://` with an authority of
+    /// one's own; the web's authorities do not count then. Read at the start.
+    #[schemars(title = "TLS authorities")]
+    pub tls_ca: Option<String>,
+    /// HTTP proxy to dial through, by `CONNECT`: `http://proxy.example:3128`, with
+    /// `USER:PASSWORD@` before the host if it wants them. Proxy variables of the environment are not
+    /// read.
+    #[schemars(title = "HTTP proxy", extend("writeOnly" = true))]
+    pub proxy: Option<SecretInput>,
 }
 
 /// Whose keys are believed.
@@ -74,11 +83,11 @@ pub struct AcceptSecret {
     pub not_after: Option<String>,
 }
 
-/// Certificate and key of the listener.
+/// Certificate and key of the listener. New files are taken while the node runs.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tls {
-    /// PEM file with the certificate chain.
+    /// PEM file with the certificate chain, the node's own certificate first.
     #[schemars(title = "Certificate file", required)]
     pub cert: Option<String>,
     /// PEM file with the private key; only its owner may read it.

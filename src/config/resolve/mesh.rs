@@ -1,14 +1,18 @@
 //! Listener, peers and trust.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc};
 
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
+use rustls::RootCertStore;
 use url::Url;
 
-use super::{Check, entries};
+use super::{
+    Check, entries,
+    secret::{self, open_here},
+};
 use crate::{
     config::{
         DEFAULT_LISTEN_PORT, Listen, PeerConfig, TrustConfig, TrustedNode,
@@ -17,6 +21,10 @@ use crate::{
     },
     crypto::identity::PublicKey,
     ids::{NodeId, unhex},
+    mesh::{
+        dial::{proxy::HttpProxy, tls::PeerTls},
+        tls::{TlsFiles, certificates},
+    },
 };
 
 /// The path of the mesh listener, for peer URLs without one (protocol 3.1).
@@ -37,12 +45,19 @@ pub(super) fn listen(check: &mut Check<'_>, raw: &RawConfig) -> Option<Listen> {
         );
     }
     let port = raw.listen_port.unwrap_or(DEFAULT_LISTEN_PORT);
+    let tls = tls(check, raw.tls.as_ref());
     if raw.listen != Some(true) {
+        if raw.tls.is_some() {
+            check
+                .warnings
+                .push("`tls` has no effect while `listen` is off".to_owned());
+        }
         return None;
     }
     Some(Listen {
         host: address?,
         port,
+        tls,
     })
 }
 
@@ -83,26 +98,22 @@ pub(super) fn peers(
             .key
             .as_deref()
             .and_then(|text| key(check, &format!("{path}.key"), text));
-        let tls_pin = entry
-            .tls_pin
-            .as_deref()
-            .and_then(|text| pin(check, &format!("{path}.tlsPin"), text));
-        if let (Some(_), Some((url, _))) = (&tls_pin, &url)
-            && url.scheme() == "ws"
+        let secure = url.as_ref().map(|(url, _)| url.scheme() == "wss");
+        let tls = peer_tls(check, &path, entry, secure);
+        let proxy = match &entry.proxy {
+            Some(input) => proxy(check, &format!("{path}.proxy"), input).map(Some),
+            None => Some(None),
+        };
+        if let (Some(node_id), Some((url, port_given)), Some(tls), Some(proxy)) =
+            (node_id, url, tls, proxy)
         {
-            check.problem(
-                format!("{path}.tlsPin"),
-                format!("{} has no TLS to pin", quote(url.as_str())),
-                "use `wss://`, or remove `tlsPin`",
-            );
-        }
-        if let (Some(node_id), Some((url, port_given))) = (node_id, url) {
             peers.push(PeerConfig {
                 node_id,
                 url,
                 port_given,
                 key,
-                tls_pin,
+                tls,
+                proxy,
             });
         }
     }
@@ -264,15 +275,109 @@ pub(super) fn trusted_proxies(
     proxies
 }
 
-/// The listener speaks plain `ws://` only: a certificate that would silently not be used is
-/// refused, because nodes that dial `wss://` would fail without a word here.
-pub(super) fn tls(check: &mut Check<'_>, raw: Option<&raw::Tls>) {
-    if raw.is_some() {
+/// Certificate and key of the listener, read and checked so that all that is wrong is told at once.
+fn tls(check: &mut Check<'_>, raw: Option<&raw::Tls>) -> Option<TlsFiles> {
+    let raw = raw?;
+    let files = TlsFiles {
+        cert: check.path(raw.cert.as_deref()?),
+        key: check.path(raw.key.as_deref()?),
+    };
+    if open_here(check, &files.key).is_ok_and(|open| open) {
+        let shown = files.key.display();
         check.problem(
-            "tls",
-            "this version does not serve TLS itself",
-            "remove `tls`; links are encrypted without it, and a reverse proxy (Caddy, nginx) gives `wss://`",
+            "tls.key",
+            format!("`{shown}` can be read or written by other accounts"),
+            format!("`chmod 600 {shown}`"),
         );
+        return None;
+    }
+    match crate::mesh::tls::check(&files) {
+        Ok(()) => Some(files),
+        Err(error) => {
+            let in_key = error.path() == files.key;
+            let path = if in_key { "tls.key" } else { "tls.cert" };
+            check.problem(path, error.to_string(), error.hint());
+            None
+        }
+    }
+}
+
+/// How the certificate of a peer is judged.
+fn peer_tls(
+    check: &mut Check<'_>,
+    path: &str,
+    entry: &raw::Peer,
+    secure: Option<bool>,
+) -> Option<PeerTls> {
+    for (key, given) in [
+        ("tlsPin", entry.tls_pin.is_some()),
+        ("tlsCa", entry.tls_ca.is_some()),
+    ] {
+        if given && secure == Some(false) {
+            check.problem(
+                format!("{path}.{key}"),
+                "`url` is not `wss://`, so there is no certificate",
+                format!("use `wss://`, or remove `{key}`"),
+            );
+            return None;
+        }
+    }
+    match (entry.tls_pin.as_deref(), entry.tls_ca.as_deref()) {
+        (None, None) => Some(PeerTls::Web),
+        (Some(_), Some(_)) => {
+            check.problem(
+                format!("{path}.tlsCa"),
+                "`tlsPin` is given too, which believes one key alone",
+                "keep one of `tlsPin` and `tlsCa`",
+            );
+            None
+        }
+        (Some(text), None) => pin(check, &format!("{path}.tlsPin"), text).map(PeerTls::Pinned),
+        (None, Some(file)) => {
+            let file = check.path(file);
+            authorities(check, &format!("{path}.tlsCa"), &file).map(PeerTls::Authorities)
+        }
+    }
+}
+
+fn authorities(check: &mut Check<'_>, path: &str, file: &Path) -> Option<Arc<RootCertStore>> {
+    let found = match certificates(file) {
+        Ok(found) => found,
+        Err(error) => {
+            check.problem(path, error.to_string(), error.hint());
+            return None;
+        }
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in found {
+        if roots.add(certificate).is_err() {
+            check.problem(
+                path,
+                format!(
+                    "`{}` holds something that is no certificate of an authority",
+                    file.display()
+                ),
+                "it must hold X.509 certificates, version 3",
+            );
+            return None;
+        }
+    }
+    Some(Arc::new(roots))
+}
+
+/// The proxy of a peer. Its text may hold a password and is never shown.
+fn proxy(check: &mut Check<'_>, path: &str, input: &raw::SecretInput) -> Option<HttpProxy> {
+    let text = secret::text(check, path, input)?;
+    match HttpProxy::parse(text.reveal()) {
+        Ok(proxy) => Some(proxy),
+        Err(error) => {
+            check.problem(
+                path,
+                format!("the value (not shown) is {error}"),
+                "write `http://HOST:PORT`, or `http://USER:PASSWORD@HOST:PORT` with `%40` for an `@` in them",
+            );
+            None
+        }
     }
 }
 

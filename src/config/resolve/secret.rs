@@ -174,7 +174,7 @@ pub(super) fn variable(check: &mut Check<'_>, path: &str, name: &str) -> Option<
 
 /// Whether others may use the file. In the folder of systemd's credentials only this service may
 /// enter, and there the bit that lets the group read is the mask of the list that names its account.
-fn open_here(check: &Check<'_>, file: &Path) -> io::Result<bool> {
+pub(super) fn open_here(check: &Check<'_>, file: &Path) -> io::Result<bool> {
     let credential = (check.source.env)("CREDENTIALS_DIRECTORY")
         .is_some_and(|dir| !dir.is_empty() && file.parent() == Some(Path::new(&dir)));
     if credential {

@@ -14,12 +14,13 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::Empty;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::{
     mesh::{
         limiter::{Cidr, source::behind_proxies},
+        socket::Socket,
         ws::Ws,
     },
     wire::limits::{UPGRADE_HEADER_BYTES, UPGRADE_HEADERS, UPGRADE_TIMEOUT},
@@ -45,6 +46,12 @@ pub enum Refusal {
     /// Anything else.
     #[error("not an upgrade to our protocol")]
     NotOurs,
+    /// Plain text where TLS is spoken.
+    #[error("no TLS, at a port that speaks TLS")]
+    NotTls,
+    /// The TLS handshake failed.
+    #[error("TLS handshake failed")]
+    Tls,
     /// Too slow, or it went away.
     #[error("no upgrade in time")]
     Timeout,
@@ -54,13 +61,15 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Upgraded {
     /// The WebSocket.
-    pub ws: Ws<TcpStream>,
+    pub ws: Ws<Socket>,
     /// Where it comes from, trusted proxies looked through.
     pub from: IpAddr,
+    /// Whether a trusted proxy says that it was reached over TLS.
+    pub proxy_tls: bool,
 }
 
-/// What the one request deserves, and where it really comes from.
-type Verdict = (Result<(), Refusal>, IpAddr);
+/// What the one request deserves, where it really comes from, and whether a proxy saw TLS.
+type Verdict = (Result<(), Refusal>, IpAddr, bool);
 
 enum Answer {
     Link(HeaderValue),
@@ -145,14 +154,23 @@ fn respond(answer: &Answer) -> Response<Empty<Bytes>> {
     response
 }
 
-/// Serves one request on `socket`, which came from `address`.
+/// Whether a proxy that is believed says that the client came over TLS.
+fn over_tls(headers: &HeaderMap, address: IpAddr, trusted_proxies: &[Cidr]) -> bool {
+    trusted_proxies.iter().any(|range| range.contains(address))
+        && headers
+            .get("x-forwarded-proto")
+            .is_some_and(|proto| matches!(proto.as_bytes(), b"https" | b"wss"))
+}
+
+/// Serves one request on `socket`, which came from `address`, until `deadline` at the latest.
 ///
 /// # Errors
 /// [`Refusal`]; the connection has been answered and closed.
 pub async fn upgrade(
-    socket: TcpStream,
+    socket: Socket,
     address: IpAddr,
     trusted_proxies: &[Cidr],
+    deadline: Instant,
 ) -> Result<Upgraded, Refusal> {
     // The service cannot return the verdict, so it leaves it here.
     let verdict: Arc<Mutex<Option<Verdict>>> = Arc::default();
@@ -165,7 +183,8 @@ pub async fn upgrade(
         let lines = request.headers().get_all("x-forwarded-for");
         let lines: Vec<&str> = lines.iter().filter_map(|l| l.to_str().ok()).collect();
         let from = behind_proxies(address, lines.into_iter(), trusted_proxies);
-        *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some((result, from));
+        let proxy_tls = over_tls(request.headers(), address, trusted_proxies);
+        *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some((result, from, proxy_tls));
         let response = respond(&answer);
         async move { Ok::<_, Infallible>(response) }
     });
@@ -179,19 +198,22 @@ pub async fn upgrade(
         .serve_connection(TokioIo::new(socket), service)
         .without_shutdown();
     // The outer timer covers what hyper's does not: a slow reader of the answer.
-    let parts = timeout(UPGRADE_TIMEOUT, connection).await;
+    let parts = timeout_at(deadline, connection).await;
     let verdict = verdict
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     match (parts, verdict) {
-        (Ok(Ok(parts)), Some((Ok(()), from))) if parts.read_buf.is_empty() => Ok(Upgraded {
-            ws: Ws::accepted(parts.io.into_inner()).await,
-            from,
-        }),
+        (Ok(Ok(parts)), Some((Ok(()), from, proxy_tls))) if parts.read_buf.is_empty() => {
+            Ok(Upgraded {
+                ws: Ws::accepted(parts.io.into_inner()).await,
+                from,
+                proxy_tls,
+            })
+        }
         // Frames sent before our answer: no honest dialer does that.
-        (Ok(Ok(_)), Some((Ok(()), _))) => Err(Refusal::NotOurs),
-        (_, Some((Err(refusal), _))) => Err(refusal),
+        (Ok(Ok(_)), Some((Ok(()), ..))) => Err(Refusal::NotOurs),
+        (_, Some((Err(refusal), ..))) => Err(refusal),
         (Ok(_), None) => Err(Refusal::NotOurs),
         (_, _) => Err(Refusal::Timeout),
     }
@@ -203,7 +225,7 @@ mod tests {
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
+        net::{TcpListener, TcpStream},
         time::Instant,
     };
 
@@ -222,7 +244,9 @@ mod tests {
         let (socket, address) = listener.accept().await.unwrap();
         let (tell, told) = tokio::sync::oneshot::channel();
         Tasks::new().spawn(async move {
-            let _ = tell.send(upgrade(socket, address.ip(), &[]).await);
+            let deadline = Instant::now() + UPGRADE_TIMEOUT;
+            let socket = Socket::Plain(socket);
+            let _ = tell.send(upgrade(socket, address.ip(), &[], deadline).await);
         });
         (client, told)
     }

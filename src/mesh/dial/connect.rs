@@ -1,12 +1,10 @@
-//! From a URL to a WebSocket (protocol 3.1, 3.5): names resolved anew, addresses raced, TLS by web
-//! roots, no redirects, no proxies from the environment.
+//! From a URL to a WebSocket (protocol 3.1, 3.5): names resolved anew, addresses raced, TLS, no
+//! redirects, no proxies but the one the operator names.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -14,20 +12,22 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, header};
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, lookup_host},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{
     client_async_with_config,
     tungstenite::{Error as WsError, client::IntoClientRequest, error::ProtocolError},
 };
 use url::{Host, Url};
 
+use super::proxy::{HttpProxy, ProxyError, tunnel};
 use crate::{
     mesh::{
         accept::upgrade::SUBPROTOCOL,
+        carriage::{Carriage, Network, Posture},
+        socket::Socket,
         ws::{Ws, link_config, meter::Meter, tune},
     },
     wire::limits::{DIAL_RACE_DELAY, DIAL_TIMEOUT, HANDSHAKE_TIMEOUT},
@@ -48,6 +48,9 @@ pub enum ConnectError {
     /// The system gave another reason.
     #[error("cannot connect: {0}")]
     Io(io::Error),
+    /// The proxy could not be reached, or does not let us through.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// No answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
@@ -70,78 +73,9 @@ pub enum ConnectError {
     NotWebSocket,
 }
 
-/// What carries a dialed link.
-#[derive(Debug)]
-pub enum DialIo {
-    /// `ws`
-    Plain(TcpStream),
-    /// `wss`; boxed, its state is large.
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-macro_rules! delegate {
-    ($self:ident, $io:ident => $call:expr) => {
-        match $self.get_mut() {
-            DialIo::Plain($io) => {
-                let $io = Pin::new($io);
-                $call
-            }
-            DialIo::Tls($io) => {
-                let $io = Pin::new($io.as_mut());
-                $call
-            }
-        }
-    };
-}
-
-impl AsyncRead for DialIo {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        delegate!(self, io => io.poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for DialIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        delegate!(self, io => io.poll_write(cx, buf))
-    }
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, io => io.poll_flush(cx))
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, io => io.poll_shutdown(cx))
-    }
-}
-
-/// TLS settings for `wss`: web roots, HTTP/1.1 only, no way to switch checks off.
-///
-/// # Panics
-/// Never: the provider supports the default protocol versions.
-#[must_use]
-pub fn web_tls() -> Arc<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring supports the default versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Arc::new(config)
-}
-
 /// The addresses of a host, both families in turn, so that one dead family costs one delay.
-async fn addresses(url: &Url) -> Result<Vec<SocketAddr>, ConnectError> {
-    let port = url.port_or_known_default().ok_or(ConnectError::Url)?;
-    let name = match url.host().ok_or(ConnectError::Url)? {
+async fn addresses(host: Host<&str>, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    let name = match host {
         Host::Ipv4(ip) => return Ok(vec![(IpAddr::V4(ip), port).into()]),
         Host::Ipv6(ip) => return Ok(vec![(IpAddr::V6(ip), port).into()]),
         Host::Domain(name) => name,
@@ -193,13 +127,9 @@ async fn race(addresses: Vec<SocketAddr>) -> Result<TcpStream, io::Error> {
     }
 }
 
-async fn open(url: &Url, tls: &Arc<rustls::ClientConfig>) -> Result<DialIo, ConnectError> {
-    let secure = match url.scheme() {
-        "ws" => false,
-        "wss" => true,
-        _ => return Err(ConnectError::Url),
-    };
-    let socket = race(addresses(url).await?).await.map_err(|error| {
+/// A connection to a host by whichever of its addresses answers first.
+async fn reach(host: Host<&str>, port: u16) -> Result<TcpStream, ConnectError> {
+    let socket = race(addresses(host, port).await?).await.map_err(|error| {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             ConnectError::Refused
         } else {
@@ -207,35 +137,102 @@ async fn open(url: &Url, tls: &Arc<rustls::ClientConfig>) -> Result<DialIo, Conn
         }
     })?;
     tune(&socket);
-    if !secure {
-        return Ok(DialIo::Plain(socket));
-    }
-    let name = match url.host().ok_or(ConnectError::Url)? {
-        Host::Domain(name) => {
-            ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::Url)?
-        }
-        Host::Ipv4(ip) => IpAddr::V4(ip).into(),
-        Host::Ipv6(ip) => IpAddr::V6(ip).into(),
-    };
-    let stream = TlsConnector::from(tls.clone())
-        .connect(name, socket)
-        .await
-        .map_err(ConnectError::Tls)?;
-    Ok(DialIo::Tls(Box::new(stream)))
+    Ok(socket)
 }
 
-/// Connects to `url` and asks for the upgrade.
+/// The way to one node.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// `ws` or `wss`.
+    pub url: Url,
+    /// TLS settings of `wss`.
+    pub tls: Arc<rustls::ClientConfig>,
+    /// Whether those settings believe one key alone.
+    pub pinned: bool,
+    /// The HTTP proxy in between.
+    pub proxy: Option<HttpProxy>,
+}
+
+impl Way {
+    fn secure(&self) -> Result<bool, ConnectError> {
+        match self.url.scheme() {
+            "ws" => Ok(false),
+            "wss" => Ok(true),
+            _ => Err(ConnectError::Url),
+        }
+    }
+
+    /// TCP to the node, through the proxy if there is one.
+    async fn tcp(&self) -> Result<TcpStream, ConnectError> {
+        let host = self.url.host().ok_or(ConnectError::Url)?;
+        let port = self.url.port_or_known_default().ok_or(ConnectError::Url)?;
+        let Some(proxy) = &self.proxy else {
+            return reach(host, port).await;
+        };
+        let mut socket = match reach(proxy.host(), proxy.port()).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                return Err(ProxyError::Unreached(proxy.to_string(), error.to_string()).into());
+            }
+        };
+        tunnel(&mut socket, proxy, host, port).await?;
+        Ok(socket)
+    }
+
+    async fn open(&self) -> Result<Socket, ConnectError> {
+        let secure = self.secure()?;
+        let socket = self.tcp().await?;
+        if !secure {
+            return Ok(Socket::Plain(socket));
+        }
+        let name = match self.url.host().ok_or(ConnectError::Url)? {
+            Host::Domain(name) => {
+                ServerName::try_from(name.to_owned()).map_err(|_| ConnectError::Url)?
+            }
+            Host::Ipv4(ip) => IpAddr::V4(ip).into(),
+            Host::Ipv6(ip) => IpAddr::V6(ip).into(),
+        };
+        let stream = TlsConnector::from(self.tls.clone())
+            .connect(name, socket)
+            .await
+            .map_err(ConnectError::Tls)?;
+        Ok(Socket::Tls(Box::new(stream.into())))
+    }
+
+    fn carriage(&self, socket: &Socket) -> Carriage {
+        let network = match socket.tcp().peer_addr() {
+            Ok(address) => Network::of(address.ip()),
+            Err(_) => Network::Public,
+        };
+        let host = self.url.host_str().unwrap_or_default();
+        Carriage {
+            tls: match socket {
+                Socket::Plain(_) => Posture::Insecure,
+                Socket::Tls(_) if self.pinned => Posture::Pinned,
+                Socket::Tls(_) => Posture::Tls,
+            },
+            dialed: true,
+            network,
+            address: match self.url.port_or_known_default() {
+                Some(port) => format!("{host}:{port}"),
+                None => host.to_owned(),
+            },
+            proxy: self.proxy.is_some(),
+        }
+    }
+}
+
+/// Connects to a node and asks for the upgrade.
 ///
 /// # Errors
 /// [`ConnectError`].
-pub async fn connect(
-    url: &Url,
-    tls: &Arc<rustls::ClientConfig>,
-) -> Result<Ws<DialIo>, ConnectError> {
-    let io = timeout(DIAL_TIMEOUT, open(url, tls))
+pub async fn connect(way: &Way) -> Result<(Ws<Socket>, Carriage), ConnectError> {
+    let io = timeout(DIAL_TIMEOUT, way.open())
         .await
         .map_err(|_| ConnectError::Timeout(DIAL_TIMEOUT))??;
-    let mut request = url
+    let carriage = way.carriage(&io);
+    let mut request = way
+        .url
         .as_str()
         .into_client_request()
         .map_err(|_| ConnectError::Url)?;
@@ -245,7 +242,7 @@ pub async fn connect(
     );
     let upgrade = client_async_with_config(request, Meter::after_http(io), Some(link_config()));
     match timeout(HANDSHAKE_TIMEOUT, upgrade).await {
-        Ok(Ok((stream, _))) => Ok(Ws::dialed(stream)),
+        Ok(Ok((stream, _))) => Ok((Ws::dialed(stream), carriage)),
         Ok(Err(error)) => Err(upgrade_error(error)),
         Err(_) => Err(ConnectError::Timeout(HANDSHAKE_TIMEOUT)),
     }
@@ -273,9 +270,19 @@ mod tests {
     };
 
     use super::*;
-    use crate::drain::Tasks;
+    use crate::{drain::Tasks, mesh::dial::tls::web_tls};
 
-    async fn answered(answer: &'static [u8]) -> Result<Ws<DialIo>, ConnectError> {
+    async fn dialed(url: &str) -> Result<Ws<Socket>, ConnectError> {
+        let way = Way {
+            url: Url::parse(url).unwrap(),
+            tls: web_tls(),
+            pinned: false,
+            proxy: None,
+        };
+        connect(&way).await.map(|(ws, _)| ws)
+    }
+
+    async fn answered(answer: &'static [u8]) -> Result<Ws<Socket>, ConnectError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         Tasks::new().spawn(async move {
@@ -285,8 +292,7 @@ mod tests {
             let _ = socket.write_all(answer).await;
             let _ = socket.read(&mut request).await;
         });
-        let url = Url::parse(&format!("ws://127.0.0.1:{port}/mesh/v1")).unwrap();
-        connect(&url, &web_tls()).await
+        dialed(&format!("ws://127.0.0.1:{port}/mesh/v1")).await
     }
 
     #[tokio::test]
@@ -314,8 +320,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let url = Url::parse(&format!("ws://localhost:{port}/mesh/v1")).unwrap();
-        let error = connect(&url, &web_tls()).await.err().unwrap();
+        let url = format!("ws://localhost:{port}/mesh/v1");
+        let error = dialed(&url).await.err().unwrap();
         assert!(matches!(error, ConnectError::Refused), "{error}");
     }
 
@@ -327,8 +333,8 @@ mod tests {
             let (mut socket, _) = listener.accept().await.unwrap();
             let _ = socket.write_all(b"HTTP/1.1 400 x\r\n\r\n").await;
         });
-        let url = Url::parse(&format!("wss://127.0.0.1:{port}/mesh/v1")).unwrap();
-        let error = connect(&url, &web_tls()).await.err().unwrap();
+        let url = format!("wss://127.0.0.1:{port}/mesh/v1");
+        let error = dialed(&url).await.err().unwrap();
         assert!(matches!(error, ConnectError::Tls(_)), "{error}");
     }
 }

@@ -11,6 +11,8 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::mesh::tls::ALPN;
+
 /// Believes one key, whatever name and dates its certificate carries: who pins a key has read it
 /// off the server itself. That the server holds the key is still proved by its signature.
 #[derive(Debug)]
@@ -77,6 +79,6 @@ pub(super) fn pinned_tls(sha256: [u8; 32]) -> Arc<ClientConfig> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec()];
     Arc::new(config)
 }

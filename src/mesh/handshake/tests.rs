@@ -11,7 +11,10 @@ use super::*;
 use crate::{
     config::{PeerConfig, TrustConfig},
     crypto::stretch::MeshKey,
-    mesh::memory::{self, Direction, End},
+    mesh::{
+        dial::tls::PeerTls,
+        memory::{self, Direction, End},
+    },
     trust::Level,
 };
 
@@ -45,7 +48,8 @@ fn with_key(node_id: &str, us: &Ourselves) -> PeerConfig {
         node_id: node_id.parse().unwrap(),
         url: "ws://127.0.0.1:19000/mesh/v1".parse().unwrap(),
         port_given: true,
-        tls_pin: None,
+        tls: PeerTls::Web,
+        proxy: None,
         key: Some(us.identity.public()),
     }
 }

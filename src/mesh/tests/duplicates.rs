@@ -14,6 +14,7 @@ use crate::{
         hub::Hub,
         memory::{self, End},
         session::Peer,
+        testkit::carriage,
     },
     trust::Level,
 };
@@ -67,7 +68,10 @@ fn established(of: &Half, dialed: bool, sid: u8, boot: Boot) -> Established {
 /// `at` takes in its half of a link to `of`.
 async fn admit(at: &Half, of: &Half, dialed: bool, sid: u8, end: End) -> bool {
     let established = established(of, dialed, sid, of.us.params.boot);
-    let admitted = at.hub.admit(established, (end.sink, end.stream)).await;
+    let admitted = at
+        .hub
+        .admit(established, carriage(), (end.sink, end.stream))
+        .await;
     admitted.is_some()
 }
 
@@ -165,7 +169,7 @@ async fn restarted_node_takes_over_at_once() {
     let new_boot = established(&b, false, 2, Boot::random());
     assert!(
         a.hub
-            .admit(new_boot, (near2.sink, near2.stream))
+            .admit(new_boot, carriage(), (near2.sink, near2.stream))
             .await
             .is_some()
     );

@@ -9,7 +9,10 @@ use crate::{
     exchange::{End, Exchange, InboundHandler, Incoming, Item, Kind, NewRequest, Timeouts},
     ids::RequestId,
     mesh::{
-        dial::connect::{connect, web_tls},
+        dial::{
+            connect::{Way, connect},
+            tls::web_tls,
+        },
         handshake::initiate,
     },
     trust::Level,
@@ -109,13 +112,23 @@ async fn second_link(home: &Node, office: &Node) {
     } else {
         (office, home)
     };
-    let ws = connect(&listener.peer().url, &web_tls()).await.unwrap();
+    let way = Way {
+        url: listener.peer().url,
+        tls: web_tls(),
+        pinned: false,
+        proxy: None,
+    };
+    let (ws, carriage) = connect(&way).await.unwrap();
     let (mut sink, mut stream) = ws.split();
     let established = initiate(&mut sink, &mut stream, &dialer.us, &listener.name)
         .await
         .unwrap();
     assert_ne!(established.sid, was);
-    let link = dialer.mesh.hub.admit(established, (sink, stream)).await;
+    let link = dialer
+        .mesh
+        .hub
+        .admit(established, carriage, (sink, stream))
+        .await;
     assert_ne!(link.unwrap().sid(), was, "another link");
 }
 

@@ -68,7 +68,8 @@ fn secure_peer(port: u16) -> PeerConfig {
         url: Url::parse(&format!("wss://localhost:{port}/mesh/v1")).unwrap(),
         port_given: true,
         key: None,
-        tls_pin: None,
+        tls: PeerTls::Web,
+        proxy: None,
     }
 }
 
@@ -113,8 +114,8 @@ async fn pinned_key_is_believed_and_no_other() {
     .into();
     let office = Node::start("office", 1).await;
     let port = terminator(office.port).await;
-    let pinned = |tls_pin| PeerConfig {
-        tls_pin: Some(tls_pin),
+    let pinned = |pin| PeerConfig {
+        tls: PeerTls::Pinned(pin),
         ..secure_peer(port)
     };
     let home = Node::start("home", 1).await;

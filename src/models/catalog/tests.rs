@@ -29,7 +29,10 @@ impl World {
 
     fn see(&self, nodes: Vec<NodeView>) {
         let nodes = nodes.into_iter().map(|n| (n.node.clone(), n)).collect();
-        self.view.send_replace(Arc::new(View { nodes }));
+        self.view.send_replace(Arc::new(View {
+            nodes,
+            ..View::default()
+        }));
     }
 }
 

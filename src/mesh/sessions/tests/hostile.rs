@@ -3,7 +3,11 @@
 use super::*;
 use crate::{
     crypto::handshake::Initiator,
-    mesh::{MeshSettings, hub::Hub, testkit::Event},
+    mesh::{
+        MeshSettings,
+        hub::Hub,
+        testkit::{Event, carriage},
+    },
 };
 
 /// T33: each frame arrives once, however often a relay says it.
@@ -264,7 +268,7 @@ async fn a_leaf_cannot_send_in_anothers_name() {
     let dialing = initiate(&mut ours.sink, &mut ours.stream, &leaf.us, &us.node_id);
     let accepting = respond(&mut theirs.sink, &mut theirs.stream, &us);
     let (dialed, accepted) = tokio::join!(dialing, accepting);
-    let link = hub.admit(accepted.unwrap(), (theirs.sink, theirs.stream));
+    let link = hub.admit(accepted.unwrap(), carriage(), (theirs.sink, theirs.stream));
     let link = link.await.unwrap();
     leaf.work(us.node_id.clone(), dialed.unwrap(), ours);
     let tie = SessionId([1; 16]);
