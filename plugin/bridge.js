@@ -147,12 +147,27 @@ export class Bridge {
       }
       system.enqueueSystemEvent(text, { sessionKey, agentId: known, contextKey });
       done();
-      // The agent looks at it now; what it does then is no answer to the sender.
-      const ran = await system.runHeartbeatOnce({ reason: 'clawmatrix message', agentId: known, sessionKey });
-      if (ran?.status !== 'ran') this.logger.debug?.(`ClawMatrix: the agent looks at a message later (${ran?.reason ?? ran?.status})`);
+      await this.#wake(known, sessionKey);
     } catch (error) {
       done(wordsOf(error));
     }
+  }
+
+  /**
+   * Lets the agent look at what waits in its session; what it does then is no answer to the sender.
+   * OpenClaw repeats a request of this kind while the agent has other work, and lets it reach agents
+   * without a heartbeat of their own. A heartbeat run at once is dropped in both cases.
+   * @param {string} agentId
+   * @param {string} sessionKey
+   */
+  async #wake(agentId, sessionKey) {
+    const { system } = this.api.runtime;
+    if (system.requestHeartbeat) {
+      system.requestHeartbeat({ source: 'hook', intent: 'immediate', reason: 'hook:clawmatrix', agentId, sessionKey });
+      return;
+    }
+    const ran = await system.runHeartbeatOnce({ reason: 'hook:clawmatrix', agentId, sessionKey });
+    if (ran?.status !== 'ran') this.logger.warn(`ClawMatrix: agent "${agentId}" sees a message in a later turn only (${ran?.reason ?? ran?.status})`);
   }
 
   /**

@@ -7,6 +7,7 @@ import { findBinary } from './binary.js';
 import { Bridge } from './bridge.js';
 import { builtInProviders } from './builtins.js';
 import { openclawToken, stateFolder } from './client.js';
+import { settleInterrupted } from './interrupted.js';
 import { EntryWriter } from './provider.js';
 import { Sidecar } from './sidecar.js';
 import { visibilityWarning } from './tools.js';
@@ -117,6 +118,7 @@ class Running {
     mkdirSync(this.folder, { recursive: true, mode: 0o700 });
     this.watch = setInterval(() => void this.#guard(this.#look()), WATCH);
     this.watch.unref();
+    await this.#guard(settleInterrupted({ api: this.api, cfg: this.cfg, logger: this.logger }));
     await this.sidecar.start();
   }
 

@@ -106,15 +106,34 @@ export interface Runtime {
   agent: {
     resolveAgentWorkspaceDir(cfg: OpenClawConfig, agentId: string): string;
     runEmbeddedAgent(run: AgentRun): Promise<AgentResult>;
-    session?: { createSessionEntry?(entry: { cfg: OpenClawConfig; key: string; agentId?: string }): Promise<unknown> };
+    session?: {
+      createSessionEntry?(entry: { cfg: OpenClawConfig; key: string; agentId?: string }): Promise<unknown>;
+      listSessionEntries?(of: { agentId: string }): { sessionKey: string; entry: SessionEntry }[];
+      patchSessionEntry?(patch: {
+        agentId: string;
+        sessionKey: string;
+        preserveActivity?: boolean;
+        update(entry: SessionEntry): Partial<SessionEntry> | null;
+      }): Promise<unknown>;
+    };
   };
   modelConfig?: {
     resolveDefaultModelForAgent?(ask: { cfg: OpenClawConfig; agentId: string }): { provider: string; model: string } | undefined;
   };
   system: {
     enqueueSystemEvent(text: string, options: { sessionKey: string; agentId?: string; contextKey?: string }): boolean;
+    requestHeartbeat?(options: { source: string; intent: string; reason?: string; agentId?: string; sessionKey?: string }): void;
     runHeartbeatOnce(options: { reason?: string; agentId?: string; sessionKey?: string }): Promise<{ status?: string; reason?: string } | undefined>;
   };
+}
+
+/** What we read and write of OpenClaw's record of a session. */
+export interface SessionEntry {
+  status?: string;
+  endedAt?: number;
+  abortedLastRun?: boolean;
+  mainRestartRecovery?: unknown;
+  restartRecoveryRuns?: unknown;
 }
 
 export interface AgentRun {

@@ -23,7 +23,7 @@ function bridge(runEmbeddedAgent, config = {}) {
     runtime: {
       agent: { runEmbeddedAgent, resolveAgentWorkspaceDir: () => '/ws' },
       modelConfig: { resolveDefaultModelForAgent: () => ({ provider: 'p', model: 'm' }) },
-      system: { enqueueSystemEvent: note('event', true), runHeartbeatOnce: note('heartbeat', Promise.resolve({ status: 'ran' })) },
+      system: { enqueueSystemEvent: note('event', true), requestHeartbeat: note('heartbeat', undefined) },
     },
     session: { workflow: { enqueueNextTurnInjection: note('injection', Promise.resolve({ enqueued: true })) } },
   };
@@ -116,6 +116,8 @@ test('a message wakes its agent or waits for the next turn', async () => {
   b.heard({ type: 'message', id: 3, agent: 'nobody', text: 'x', wake: true, key: 'm' });
   await settled();
   assert.deepEqual(calls.map((call) => call[0]).sort(), ['event', 'heartbeat', 'injection']);
+  const { source, intent, agentId, sessionKey } = calls.find((call) => call[0] === 'heartbeat')[1];
+  assert.deepEqual([source, intent, agentId, sessionKey], ['hook', 'immediate', 'main', 'agent:main:main'], 'a kind of wake that OpenClaw repeats while it is busy');
   assert.deepEqual(calls.find((call) => call[0] === 'event')?.slice(1), ['hi', { sessionKey: 'agent:main:main', agentId: 'main', contextKey: 'clawmatrix:k' }]);
   assert.equal(calls.find((call) => call[0] === 'injection')?.[1].idempotencyKey, 'clawmatrix:l');
   const byId = Object.fromEntries(said.map((message) => [message.id, message.error]));

@@ -198,7 +198,7 @@ impl MessageService {
         };
         let new = on_disk(&inner.store, move |store| store.take(&key, &taken)).await?;
         if new {
-            tracing::info!(peer = %from, message = ?id, "message taken");
+            tracing::info!(peer = %from, id = ?id, "message taken");
             inner.work.notify_one();
         }
         Ok(())

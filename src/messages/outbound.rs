@@ -149,7 +149,7 @@ impl Messages {
             Ok(()) => return Ok(Sent::Delivered(node)),
             Err(failure) if !later(&failure) => return Err(failure),
             Err(failure) => {
-                tracing::debug!(message = ?id, %node, code = failure.code.as_str(), "message waits");
+                tracing::debug!(id = ?id, %node, code = failure.code.as_str(), "message waits");
             }
         }
         let until = message.until;
@@ -237,19 +237,19 @@ impl Messages {
         let mut failing = HashSet::new();
         for message in waiting {
             if message.until <= now() {
-                tracing::warn!(message = ?message.id, node = %message.node, "a message was never delivered: its node stayed away");
+                tracing::warn!(id = ?message.id, node = %message.node, "a message was never delivered: its node stayed away");
                 done.push(message.id);
             } else if here(&view, &message.node) && !failing.contains(&message.node) {
                 match self.attempt(&message).await {
                     Ok(()) => {
-                        tracing::info!(message = ?message.id, node = %message.node, "a stored message is delivered");
+                        tracing::info!(id = ?message.id, node = %message.node, "a stored message is delivered");
                         done.push(message.id);
                     }
                     Err(failure) if later(&failure) => {
                         failing.insert(message.node.clone());
                     }
                     Err(failure) => {
-                        tracing::warn!(message = ?message.id, node = %message.node, %failure, "a stored message was refused");
+                        tracing::warn!(id = ?message.id, node = %message.node, %failure, "a stored message was refused");
                         done.push(message.id);
                     }
                 }

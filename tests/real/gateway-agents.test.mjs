@@ -152,6 +152,9 @@ describe('agents of two gateways', { skip, timeout: 420_000 }, () => {
     assert.match(JSON.stringify(body), /delivered to office-01/);
     const woken = await askedAtOffice('the parcel is here');
     assert.match(told(woken), /message for you from node `home-01`/);
+    const narrow = await home.api('/api/v1/send', { method: 'POST', body: JSON.stringify({ target: 'office-01/narrow', message: 'a word for the narrow one' }) });
+    assert.equal((await narrow.json()).delivered, true);
+    assert.match(told(await askedAtOffice('a word for the narrow one')), /agent=narrow/);
     const later = await home.api('/api/v1/send', { method: 'POST', body: JSON.stringify({ target: 'office-01/main', message: 'no hurry at all', wake: false }) });
     assert.equal((await later.json()).delivered, true);
     const seen = atOffice.requests.length;
@@ -191,6 +194,11 @@ describe('agents of two gateways', { skip, timeout: 420_000 }, () => {
     office.child.killNow();
     const queued = await home.api('/api/v1/send', { method: 'POST', body: JSON.stringify({ target: 'office-01/main', message: 'for when you are back' }) });
     assert.equal((await queued.json()).queued, true);
+    await office.start();
+    await askedAtOffice('for when you are back');
+    // OpenClaw takes up interrupted turns of its own: ours is not among them.
+    assert.match(office.child.output, /a run for another node was cut off/);
+    assert.doesNotMatch(office.child.output, /started interrupted main session/);
     const again = atOffice.requests.filter((r) => r.body?.messages && told(r).includes('killed while'));
     assert.equal(again.length, 1, 'nobody repeats what may have been done');
   });
