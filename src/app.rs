@@ -7,6 +7,7 @@ mod error;
 mod failure;
 mod metrics;
 mod node;
+mod tools;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -56,6 +57,7 @@ pub fn run(start: Start, state_dir: &Path) -> u8 {
     };
     let dropped = telemetry::start(format, &redactor);
     forbid_core_dumps();
+    keep_files_private();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -84,6 +86,11 @@ pub fn run(start: Start, state_dir: &Path) -> u8 {
     runtime.shutdown_background();
     dropped.flush();
     code
+}
+
+/// What this process and the commands it runs for others make is private (protocol 8.3).
+fn keep_files_private() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
 /// A core file would hold keys (protocol 9).

@@ -101,6 +101,8 @@ pub struct Config {
     pub identity_file: Option<PathBuf>,
     /// The seed of the key itself, handed over by a secret reference.
     pub identity_seed: Option<Secret<[u8; 32]>>,
+    /// Files that hold secrets of this node: no tool opens them.
+    pub private_files: Vec<PathBuf>,
     /// Whether a secret stands in the configuration itself, so that its file must be private.
     pub secret_inline: bool,
 }
@@ -391,6 +393,7 @@ impl Config {
             env: &process_env,
         };
         let mut config = Self::from_text(&bytes, &source)?;
+        config.private_files.push(path.to_owned());
         let holds_secret = config.secret_inline;
         if holds_secret && crate::state::open_to_others(path).is_ok_and(|open| open) {
             config.warnings.push(format!(

@@ -6,6 +6,7 @@ pub mod metrics;
 pub mod send;
 pub mod status;
 pub mod tokens;
+pub mod tools;
 pub mod trust;
 
 use std::sync::Arc;
@@ -28,12 +29,15 @@ use crate::{
         tokens::{Grant, Scope, TokenStore},
         upload::{self, Upload},
     },
+    tools::outbound::Tools,
     wire::{
         code::{Code, Failure},
         limits::{HANDOFF_BODY_BYTES, MESSAGE_BYTES},
     },
 };
 
+/// Where tools are asked for.
+const TOOLS: &str = "/api/v1/tools/";
 /// Longest body of a control request.
 const CONTROL_BODY_BYTES: u64 = 64 * 1024;
 
@@ -50,6 +54,8 @@ pub struct Control {
     pub handoffs: Handoffs,
     /// Messages of ours.
     pub messages: Messages,
+    /// Tools of other nodes, and ours.
+    pub tools: Tools,
     /// What now runs here for other nodes.
     pub lineage: Lineage,
     /// Bodies now held.
@@ -128,6 +134,19 @@ impl Control {
                     asked,
                 )
                 .await
+            }
+            _ if path.starts_with(TOOLS) => {
+                let verb = &path[TOOLS.len()..];
+                if !matches!(verb, "exec" | "read" | "write" | "edit" | "list" | "invoke") {
+                    return Err(Failure::not_started(Code::NotFound, "no such route"));
+                }
+                if *method != Method::POST {
+                    return Ok(method_not_allowed("POST", asked));
+                }
+                require(grant, Scope::Tools)?;
+                let wanted = self.parse_long(body, tools::BODY_BYTES).await?;
+                let headers = &head.headers;
+                tools::run(&self.tools, &self.lineage, headers, verb, wanted, asked).await
             }
             _ if path.starts_with("/api/v1/handoff/") => {
                 require(grant, Scope::Send)?;

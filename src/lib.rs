@@ -16,12 +16,16 @@
 //!   opens an [`exchange`] -> far `handoff/inbound` checks the caller and starts a run through
 //!   `shim/bridge` or a server -> what happens goes into a `handoff/record` and comes back as lines ->
 //!   one end. A lost link leaves the run; the origin attaches again.
-//! - **Relayed frame, tool call:** `docs/protocol.md` 5.6 and 8; not built yet.
+//! - **Tool call:** `control/tools` -> `tools/outbound` picks a node and opens an [`exchange`] -> far
+//!   `tools/inbound` looks what would be touched -> `policy` judges it -> `audit` -> `tools/host`, or
+//!   `shim/bridge` for the gateway's own tools -> output comes back as frames -> one end. A lost link
+//!   or a client gone ends the command with its children.
+//! - **Relayed frame:** `docs/protocol.md` 5.6; not built yet.
 //!
 //! # Map
 //!
 //! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff,
-//! messages} -> audit -> exchange -> mesh -> crypto -> wire ->
+//! messages, tools} -> {policy, audit} -> exchange -> mesh -> crypto -> wire ->
 //! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
 //! (and to `cli`, which writes it).
 
@@ -45,5 +49,6 @@ pub mod shim;
 pub mod sse;
 pub mod state;
 pub mod telemetry;
+pub mod tools;
 pub mod trust;
 pub mod wire;

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +14,12 @@ use tokio::{
 };
 
 use super::{
-    Logs, Providers, StartError, agents::EndpointAgent, bind::bind, hold, metrics::NodeMetrics,
+    Logs, Providers, StartError,
+    agents::EndpointAgent,
+    bind::bind,
+    hold,
+    metrics::NodeMetrics,
+    tools::{private_places, tags_of, workspaces},
 };
 use crate::{
     audit::Audit,
@@ -63,7 +68,12 @@ use crate::{
     shim::{FromSidecar, ToSidecar, bridge::Bridge, keys::ShimKeys, stdio::Voice},
     state::{StateDir, StateLock},
     telemetry::Redactor,
-    trust::TrustStore,
+    tools::{
+        ToolRunner,
+        inbound::{self as tools_inbound, ToolService},
+        outbound::{self as tools_outbound, Tools},
+    },
+    trust::{Level, TrustStore},
     wire::code::Failure,
 };
 
@@ -206,10 +216,24 @@ impl Node {
             audit.clone(),
             tasks.clone(),
         );
+        let view = Arc::new(OnceLock::new());
+        let tool_service = ToolService::new(tools_inbound::Parts {
+            node: config.node_id.clone(),
+            config: config.tools.clone(),
+            denied: private_places(&config, state_dir, voice.is_some()),
+            free: workspaces(state_dir, voice.is_some()),
+            gateway: bridge
+                .clone()
+                .map(|bridge| Arc::new(bridge) as Arc<dyn ToolRunner>),
+            tags: tags_of(view.clone()),
+            audit: audit.clone(),
+            tasks: tasks.clone(),
+        });
         let handlers = Handlers::new()
             .with(Kind::Model, Arc::new(service.clone()))
             .with(Kind::Handoff, Arc::new(handoff_service.clone()))
-            .with(Kind::Send, Arc::new(message_service.clone()));
+            .with(Kind::Send, Arc::new(message_service.clone()))
+            .with(Kind::Tool, Arc::new(tool_service.clone()));
         let exchange = Exchange::with_limits(tasks.clone(), Arc::new(handlers), limits);
         service.count_bodies(exchange.budget());
 
@@ -233,6 +257,8 @@ impl Node {
             ..MeshSettings::new(ourselves, advance(&state)?)
         };
         let mesh = Mesh::new(settings, Arc::new(exchange.clone()), tasks.clone());
+        // Nothing has arrived yet.
+        let _ = view.set(mesh.view());
 
         let us = Us {
             node: config.node_id.clone(),
@@ -266,6 +292,20 @@ impl Node {
             service: message_service.clone(),
             store,
         });
+        let tools = Tools::new(tools_outbound::Parts {
+            us: Peer {
+                node: config.node_id.clone(),
+                key: identity.public(),
+                boot: Boot::random(),
+                level: Level::Trusted,
+                labels: Arc::from([]),
+            },
+            min_trust: config.outbound_min_trust,
+            exchange: exchange.clone(),
+            sessions: Arc::new(mesh.clone()),
+            view: mesh.view(),
+            service: tool_service,
+        });
         let (tokens, launch) = TokenStore::start(&state)?;
         let counters = Arc::new(Counters::default());
         let warnings = watch::Sender::new(config.warnings.clone());
@@ -281,6 +321,7 @@ impl Node {
             control: Control {
                 handoffs,
                 messages: messages.clone(),
+                tools,
                 lineage,
                 budget: exchange.budget(),
                 facts: Facts {

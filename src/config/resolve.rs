@@ -175,6 +175,8 @@ pub(super) fn resolve(
     };
     later::warn(&mut check, raw);
 
+    let mut private_files: Vec<PathBuf> = identity_file.iter().cloned().collect();
+    private_files.extend(raw.secret_file.as_deref().map(|file| check.path(file)));
     let drain = raw
         .drain_timeout
         .unwrap_or(if source.openclaw { 5 } else { 30 });
@@ -213,6 +215,7 @@ pub(super) fn resolve(
             audit: raw.audit != Some(Value::Bool(false)),
             warnings: check.warnings,
             tools,
+            private_files,
             identity_file,
             identity_seed,
             secret_inline: matches!(raw.secret, Some(raw::SecretInput::Text(_))),

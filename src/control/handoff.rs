@@ -185,7 +185,8 @@ fn told(id: RequestId, record: &Record, ended: Option<&Ended>) -> Map<String, Va
     out
 }
 
-fn with_error(mut out: Map<String, Value>, failure: &Failure, id: RequestId) -> Value {
+/// Adds what failed.
+pub(super) fn with_error(mut out: Map<String, Value>, failure: &Failure, id: RequestId) -> Value {
     let object: Value = serde_json::from_str(&error::object(failure, id)).unwrap_or_default();
     out.insert("error".into(), object["error"].clone());
     Value::Object(out)
@@ -221,7 +222,7 @@ fn outcome(id: RequestId, record: &Record, ended: &Ended, asked: Asked) -> Respo
 }
 
 /// One server-sent event.
-fn put_event(out: &mut Vec<u8>, name: &str, data: &Value) {
+pub(super) fn put_event(out: &mut Vec<u8>, name: &str, data: &Value) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\ndata: ");

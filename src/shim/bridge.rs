@@ -19,6 +19,7 @@ use crate::{
         runner::{AgentRun, AgentRunner, Begun, RunGuard},
     },
     messages::{Courier, Note},
+    tools::{Invoking, ToolRunner},
     wire::{
         code::{Code, Failure},
         limits::{BRIDGE_MESSAGE_TIMEOUT, BRIDGE_REQUESTS},
@@ -310,6 +311,12 @@ impl Courier for Bridge {
         note: Note,
     ) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + '_>> {
         Box::pin(self.message(note))
+    }
+}
+
+impl ToolRunner for Bridge {
+    fn invoke<'a>(&'a self, tool: &'a str, args: Value, limit: Duration) -> Invoking<'a> {
+        Box::pin(Self::invoke(self, tool, args, None, limit))
     }
 }
 

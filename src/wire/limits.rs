@@ -345,6 +345,8 @@ pub const EXEC_KILL_AFTER: Duration = Duration::from_secs(5);
 pub const EXEC_LINGER: Duration = Duration::from_millis(500);
 /// A command that is silent for this long is said to be alive.
 pub const EXEC_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Longest frame of a tool's answer (8.7).
+pub const TOOL_FRAME_BYTES: usize = 32 * KIB - 64;
 /// Longest `args` of a request.
 pub const TOOL_ARGS_BYTES: usize = 24 * KIB;
 /// Longest file that is written or edited.

@@ -14,7 +14,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use clawmatrix::{
     audit::Audit,
-    config::{ModelConfig, ProxyModel, TrustConfig},
+    config::{ModelConfig, ProxyModel, ToolConfig, TrustConfig},
     control::{Control, status::Facts},
     crypto::identity::PublicKey,
     drain::Tasks,
@@ -44,9 +44,15 @@ use clawmatrix::{
         select::Us,
         serve::Server,
     },
+    policy::Policy,
     proxy::{Assembly, Limits, LocalApi, metrics::Counters, model::Models, tokens::TokenStore},
     shim::ProviderEntry,
     state::StateDir,
+    tools::{
+        ToolRunner,
+        inbound::{self as tools_inbound, ToolService},
+        outbound::{self as tools_outbound, Tools},
+    },
     trust::{Level, TrustStore},
     wire::{
         code::{Code, Failure},
@@ -68,6 +74,12 @@ pub struct Setup {
     pub proxy_models: Vec<ProxyModel>,
     pub agents: Vec<OfferedAgent>,
     pub courier: Option<Arc<dyn Courier>>,
+    /// Tools lent.
+    pub tools: ToolConfig,
+    /// Runs tools that are not the node's own.
+    pub gateway: Option<Arc<dyn ToolRunner>>,
+    /// Files no tool opens.
+    pub denied: Vec<std::path::PathBuf>,
     /// State folder; a new one if none is given.
     pub folder: Option<tempfile::TempDir>,
     /// Where it records what others ask for.
@@ -88,6 +100,14 @@ impl Setup {
             proxy_models: vec![],
             agents: vec![],
             courier: None,
+            tools: ToolConfig {
+                policy: Policy::disabled(),
+                roots: vec![],
+                max_output_bytes: 1 << 20,
+                exec_timeout: Duration::from_secs(1800),
+            },
+            gateway: None,
+            denied: vec![],
             folder: None,
             audit: Audit::off(),
             idle: Duration::from_secs(600),
@@ -168,6 +188,7 @@ pub struct Node {
     agents: Vec<AgentOffer>,
     boot: Boot,
     pub lineage: Lineage,
+    pub tool_service: ToolService,
     temp: tempfile::TempDir,
     _launch: clawmatrix::proxy::tokens::LaunchToken,
 }
@@ -222,10 +243,21 @@ impl Node {
             setup.audit.clone(),
             tasks.clone(),
         );
+        let tool_service = ToolService::new(tools_inbound::Parts {
+            node: name.clone(),
+            config: setup.tools,
+            denied: setup.denied,
+            free: vec![],
+            gateway: setup.gateway,
+            tags: Arc::new(|_| vec![]),
+            audit: setup.audit.clone(),
+            tasks: tasks.clone(),
+        });
         let handlers = Handlers::new()
             .with(Kind::Model, Arc::new(service.clone()))
             .with(Kind::Handoff, Arc::new(handoff_service.clone()))
-            .with(Kind::Send, Arc::new(message_service.clone()));
+            .with(Kind::Send, Arc::new(message_service.clone()))
+            .with(Kind::Tool, Arc::new(tool_service.clone()));
         let exchange = Exchange::new(tasks.clone(), Arc::new(handlers));
         service.count_bodies(exchange.budget());
         let catalog = Catalog::load(
@@ -262,13 +294,29 @@ impl Node {
             service: message_service.clone(),
             store,
         });
+        let boot = Boot([setup.boot; 16]);
+        let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
+        let tools = Tools::new(tools_outbound::Parts {
+            us: Peer {
+                node: name.clone(),
+                key,
+                boot,
+                level: Level::Trusted,
+                labels: Arc::from([]),
+            },
+            min_trust: Level::Pinned,
+            exchange: exchange.clone(),
+            sessions: sessions.clone(),
+            view: view.subscribe(),
+            service: tool_service.clone(),
+        });
         tasks.spawn(message_service.run());
         tasks.spawn(messages.clone().run());
         let counters = Arc::new(Counters::default());
-        let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
         let control = Control {
             handoffs,
             messages,
+            tools,
             lineage: lineage.clone(),
             facts: Facts {
                 node: name.clone(),
@@ -318,8 +366,9 @@ impl Node {
             sessions,
             key,
             agents,
-            boot: Boot([setup.boot; 16]),
+            boot,
             lineage,
+            tool_service,
             temp,
             _launch: launch,
         }

@@ -1,0 +1,8 @@
+//! Does on this machine what was allowed: runs commands, reads and writes files. It checks no
+//! policy; it finds out what a request would really touch before, and touches nothing else.
+
+pub mod command;
+pub mod denied;
+pub mod exec;
+pub mod files;
+pub mod place;

@@ -1,0 +1,354 @@
+//! Runs one command: a process group of its own, its output as it comes, its time, its end.
+//!
+//! ```text
+//! running -- time up, or nobody follows --> asked to end (SIGTERM) -- 5 s --> killed (SIGKILL)
+//!    '----- the command itself ends -----> its output is read to the end, at most half a second
+//! ```
+//! Whatever is left of the group is killed at the end: a command leaves nothing behind that did not
+//! leave its group. When the task is dropped the group is killed at once.
+
+use std::{io, process::Stdio, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    process::{Child, Command},
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::command::Ready;
+use crate::{
+    tools::{Event, Finished, Stream},
+    wire::{
+        code::{Code, Failure},
+        limits::{EXEC_KEEP_ALIVE, EXEC_KILL_AFTER, EXEC_LINGER},
+    },
+};
+
+/// Read from a pipe at a time: one frame.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// A process group; killed when dropped.
+#[derive(Debug)]
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Self(id.and_then(Pid::from_raw))
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = self.0 {
+            // It may be gone.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// A command that was started.
+#[derive(Debug)]
+pub struct Started {
+    child: Child,
+    group: Group,
+    begun: Instant,
+    limit: Duration,
+}
+
+/// Starts a command.
+///
+/// # Errors
+/// As the system says; nothing runs then.
+pub fn start(ready: &Ready) -> io::Result<Started> {
+    let mut command = Command::new(&ready.program);
+    if let Some((name, args)) = ready.argv.split_first() {
+        command.arg0(name).args(args);
+    }
+    let child = command
+        .env_clear()
+        .envs(ready.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(&ready.workdir)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let group = Group::of(&child);
+    limit_resources(&group, ready.limit);
+    Ok(Started {
+        child,
+        group,
+        begun: Instant::now(),
+        limit: ready.limit,
+    })
+}
+
+/// Bounds what a command may use: no core file, no more processor time than all processors have in
+/// its time (which binds what left the group), and a number of processes no account needs. Set from
+/// outside, right after the start.
+#[cfg(target_os = "linux")]
+fn limit_resources(group: &Group, limit: Duration) {
+    use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+
+    let most = |resource, wanted: u64| {
+        let hard = getrlimit(resource).maximum;
+        let value = Some(hard.map_or(wanted, |hard| hard.min(wanted)));
+        let limits = Rlimit {
+            current: value,
+            maximum: value,
+        };
+        // A command that has ended already needs none.
+        let _ = prlimit(group.0, resource, limits);
+    };
+    if group.0.is_some() {
+        most(Resource::Core, 0);
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        most(
+            Resource::Cpu,
+            (limit.as_secs() + 1).saturating_mul(processors),
+        );
+        most(Resource::Nproc, PROCESSES);
+    }
+}
+
+/// Processes of the account while a command runs.
+#[cfg(target_os = "linux")]
+const PROCESSES: u64 = 4096;
+
+/// The system has no way to limit another process.
+#[cfg(not(target_os = "linux"))]
+fn limit_resources(_group: &Group, _limit: Duration) {}
+
+/// One output of the command.
+struct Pipe<R> {
+    source: Option<R>,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Pipe<R> {
+    fn new(source: Option<R>) -> Self {
+        Self {
+            source,
+            buffer: BytesMut::new(),
+        }
+    }
+
+    const fn open(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// The next piece; an empty one at the end. Safe to drop and call again.
+    async fn next(&mut self) -> Bytes {
+        let Some(source) = &mut self.source else {
+            return Bytes::new();
+        };
+        self.buffer.reserve(PIECE_BYTES);
+        // A pipe that fails has ended.
+        if source.read_buf(&mut self.buffer).await.unwrap_or(0) == 0 {
+            self.source = None;
+        }
+        self.buffer.split().freeze()
+    }
+}
+
+/// How far the end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// It runs.
+    No,
+    /// It was asked to end.
+    Asked,
+    /// It was killed.
+    Killed,
+}
+
+/// The most that is told of the output, and what is left of it.
+struct Allowance {
+    left: usize,
+    truncated: bool,
+}
+
+impl Allowance {
+    fn take(&mut self, mut data: Bytes) -> Bytes {
+        if data.len() > self.left {
+            self.truncated = true;
+            data.truncate(self.left);
+        }
+        self.left -= data.len();
+        data
+    }
+}
+
+impl Started {
+    /// Follows the command to its end and tells what it does; `most` bytes of output at most. Ends
+    /// the command when `stop` says so.
+    pub async fn follow(
+        mut self,
+        events: &mpsc::Sender<Event>,
+        stop: &CancellationToken,
+        most: usize,
+    ) -> Result<Finished, Failure> {
+        let mut out = Pipe::new(self.child.stdout.take());
+        let mut err = Pipe::new(self.child.stderr.take());
+        let mut allowance = Allowance {
+            left: most,
+            truncated: false,
+        };
+        let deadline = self.begun + self.limit;
+        let mut ending = Ending::No;
+        let mut timed_out = false;
+        // When the next step of the end is due.
+        let mut step = deadline;
+        let mut status = None;
+        let mut pending: Option<Event> = None;
+        // When there was nothing to pass on.
+        let mut since = self.begun;
+        let mut alive = Instant::now() + EXEC_KEEP_ALIVE;
+        loop {
+            let over = status.is_some() && !out.open() && !err.open() && pending.is_none();
+            if over {
+                break;
+            }
+            let idle = pending.is_none();
+            if idle {
+                since = Instant::now();
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if ending == Ending::No => {
+                    self.group.signal(Signal::TERM);
+                    (ending, step) = (Ending::Asked, Instant::now() + EXEC_KILL_AFTER);
+                }
+                () = sleep_until(step), if idle || status.is_none() => {
+                    if status.is_some() {
+                        // Something it left behind holds its output open.
+                        break;
+                    }
+                    match ending {
+                        Ending::No => {
+                            timed_out = true;
+                            self.group.signal(Signal::TERM);
+                            (ending, step) = (Ending::Asked, Instant::now() + EXEC_KILL_AFTER);
+                        }
+                        Ending::Asked => {
+                            self.group.signal(Signal::KILL);
+                            (ending, step) = (Ending::Killed, Instant::now() + EXEC_KILL_AFTER);
+                        }
+                        // What the system does not let go of is left to it.
+                        Ending::Killed => break,
+                    }
+                }
+                ended = self.child.wait(), if status.is_none() => {
+                    status = Some(ended.map_err(|error| lost(&error))?);
+                    step = Instant::now() + EXEC_LINGER;
+                }
+                permit = events.reserve(), if !idle => {
+                    // Nobody reads any more: `stop` follows.
+                    if let (Ok(permit), Some(event)) = (permit, pending.take()) {
+                        permit.send(event);
+                        let now = Instant::now();
+                        alive = now + EXEC_KEEP_ALIVE;
+                        if status.is_some() {
+                            // Time in which the follower was not ready does not count.
+                            step += now - since;
+                        }
+                    }
+                }
+                data = out.next(), if idle && out.open() => pending = told(Stream::Out, data, &mut allowance),
+                data = err.next(), if idle && err.open() => pending = told(Stream::Err, data, &mut allowance),
+                () = sleep_until(alive), if idle => pending = Some(Event::Alive),
+            }
+        }
+        let how = How {
+            status,
+            timed_out,
+            truncated: allowance.truncated,
+            ran: self.begun.elapsed(),
+        };
+        // The group goes with `self`.
+        Ok(how.finished())
+    }
+}
+
+fn told(stream: Stream, data: Bytes, allowance: &mut Allowance) -> Option<Event> {
+    let data = allowance.take(data);
+    (!data.is_empty()).then_some(Event::Output(stream, data))
+}
+
+/// How a command ended.
+struct How {
+    status: Option<std::process::ExitStatus>,
+    timed_out: bool,
+    truncated: bool,
+    ran: Duration,
+}
+
+impl How {
+    fn finished(self) -> Finished {
+        use std::os::unix::process::ExitStatusExt as _;
+
+        let signal = self.status.and_then(|status| status.signal());
+        let result: Value = json!({
+            "exitCode": self.status.and_then(|status| status.code()),
+            "signal": signal.map(signal_name),
+            "timedOut": self.timed_out,
+            "truncated": self.truncated,
+            "durationMs": u64::try_from(self.ran.as_millis()).unwrap_or(u64::MAX),
+        });
+        let failure = if self.timed_out {
+            Some(Failure {
+                retryable: false,
+                ..Failure::started(
+                    Code::Timeout,
+                    "the command ran out of time and was ended with all it had started",
+                )
+            })
+        } else if self.status.is_none() {
+            Some(Failure::started(
+                Code::Cancelled,
+                "the command was ended, and the system still holds it",
+            ))
+        } else {
+            None
+        };
+        Finished { result, failure }
+    }
+}
+
+fn signal_name(number: i32) -> String {
+    let name = match number {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        _ => return format!("signal {number}"),
+    };
+    name.to_owned()
+}
+
+fn lost(error: &io::Error) -> Failure {
+    tracing::warn!(%error, "a command cannot be waited for");
+    Failure::started(Code::OutcomeUnknown, "the node lost sight of the command")
+}
+
+#[cfg(test)]
+mod tests;
