@@ -75,6 +75,8 @@ pub struct Config {
     pub trust: TrustConfig,
     /// Serve as a relay.
     pub relay: bool,
+    /// Names whose claim to be a relay is believed.
+    pub relays: globset::GlobSet,
     /// Heartbeat interval.
     pub heartbeat: Duration,
     /// Addresses whose `X-Forwarded-For` is believed, as CIDR texts.

@@ -20,7 +20,9 @@
 //!   `tools/inbound` looks what would be touched -> `policy` judges it -> `audit` -> `tools/host`, or
 //!   `shim/bridge` for the gateway's own tools -> output comes back as frames -> one end. A lost link
 //!   or a client gone ends the command with its children.
-//! - **Relayed frame:** `docs/protocol.md` 5.6; not built yet.
+//! - **Relayed frame:** `mesh/link` -> `mesh/hub/forward`, addressed to another -> `mesh/relay` knows
+//!   whether it was here before -> `mesh/hops`, which `mesh/routing` worked out from what `mesh/gossip`
+//!   spread -> the next `mesh/link`, with one hop less and the body as it lay.
 //!
 //! # Map
 //!

@@ -2,8 +2,9 @@
 //! Carries opaque payloads; knows neither HTTP nor models nor tools.
 //!
 //! [`Mesh`] is the handle for everybody above. Below it: `accept` and `dial` make connections,
-//! [`handshake`] proves who is at the other end, `hub` keeps one [`link`] per node and what it says
-//! of itself, and [`sessions`] holds the end-to-end keys.
+//! [`handshake`] proves who is at the other end, `hub` keeps one [`link`] per node, [`gossip`] spreads
+//! what nodes say of themselves, [`routing`] finds the ways, `relay` passes frames of others on, and
+//! [`sessions`] holds the end-to-end keys.
 
 pub mod accept;
 pub mod bucket;
@@ -13,6 +14,7 @@ pub mod descriptor;
 pub mod dial;
 pub mod drops;
 pub mod duel;
+pub mod gossip;
 pub mod handshake;
 mod hops;
 mod hub;
@@ -20,12 +22,16 @@ pub mod incarnation;
 pub mod limiter;
 pub mod link;
 mod links;
+pub mod linkstate;
 pub mod liveness;
 pub mod membership;
 pub mod memory;
+mod relay;
+pub mod routing;
 pub mod schedule;
 pub mod session;
 mod sessions;
+pub mod signed;
 pub mod socket;
 mod standing;
 #[cfg(test)]
@@ -40,6 +46,7 @@ pub mod ws;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use globset::GlobSet;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use self::{
@@ -48,6 +55,7 @@ use self::{
     handshake::Ourselves,
     hub::Hub,
     limiter::Cidr,
+    linkstate::Load,
     session::{SessionHandler, SessionRef},
     tls::ListenerTls,
     view::{Descriptor, View},
@@ -56,6 +64,7 @@ use crate::{
     config::PeerConfig,
     drain::Tasks,
     ids::NodeId,
+    state::StateDir,
     wire::{close::CloseCode, code::Failure, limits::HEARTBEAT},
 };
 
@@ -72,6 +81,10 @@ pub struct MeshSettings {
     pub trusted_proxies: Vec<Cidr>,
     /// TLS settings for `wss` peers.
     pub tls: Arc<rustls::ClientConfig>,
+    /// Names whose claim to relay is believed; none is believed when it is empty.
+    pub relays: GlobSet,
+    /// Where a greater incarnation is stored.
+    pub state: Option<StateDir>,
 }
 
 impl MeshSettings {
@@ -84,8 +97,21 @@ impl MeshSettings {
             heartbeat: HEARTBEAT,
             trusted_proxies: Vec::new(),
             tls: dial::tls::web_tls(),
+            relays: every_name(),
+            state: None,
         }
     }
+
+    /// Whether `node` may be taken for a relay if it says that it is one (protocol 5.6).
+    #[must_use]
+    pub fn believes(&self, node: &NodeId) -> bool {
+        self.relays.is_match(node.as_str())
+    }
+}
+
+fn every_name() -> GlobSet {
+    let every = globset::Glob::new("*").and_then(|glob| GlobSet::builder().add(glob).build());
+    every.unwrap_or_else(|_| GlobSet::empty())
 }
 
 /// Handle to this node's part of the mesh. Cheap to clone.
@@ -156,6 +182,11 @@ impl Mesh {
         self.hub.set_offer(descriptor);
     }
 
+    /// Says how busy this node is, to nodes that choose among several.
+    pub fn set_load(&self, load: Load) {
+        self.hub.set_load(load);
+    }
+
     /// What was dropped and refused on links that have ended, and at the door; by reason.
     #[must_use]
     pub fn drops(&self) -> Vec<(&'static str, u64)> {
@@ -177,6 +208,7 @@ impl Mesh {
             for link in self.hub.open_links() {
                 link.send_goaway("shutting down", grace);
             }
+            self.hub.leave();
         }
     }
 

@@ -360,6 +360,29 @@ impl TrustStore {
         }
     }
 
+    /// Judges a name and the key that signed a record for it, and holds the key for that name until
+    /// [`TrustStore::forget`]: no other key gets the name meanwhile. Remembers a conflict.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn see(&self, node: &NodeId, key: &PublicKey) -> Result<Level, Refusal> {
+        let mut book = lock(&self.inner.book);
+        let verdict = book.see(node, key);
+        if let Err(refusal) = &verdict
+            && book.note(node, key, refusal, unix_seconds())
+        {
+            drop(book);
+            tracing::warn!(%node, key = %key.id(), reason = %refusal, hint = refusal.hint(),
+                "record of a node refused");
+        }
+        verdict
+    }
+
+    /// Lets go of a key that only a record made known, since the record is gone.
+    pub fn forget(&self, node: &NodeId, key: &PublicKey) {
+        lock(&self.inner.book).forget(node, key);
+    }
+
     /// What a name and key have now; none when a link of theirs must close.
     #[must_use]
     pub fn standing(&self, node: &NodeId, key: &PublicKey) -> Option<Admission> {

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use clawmatrix::{
-    config::{Config, Source},
+    config::{Config, Source, TrustConfig},
     crypto::{
         handshake::{Initiator, Local, Responder},
         identity::Identity,
@@ -18,12 +18,16 @@ use clawmatrix::{
         transcript::Carrier,
     },
     exchange,
-    ids::{MeshName, NodeId},
+    ids::{LinkId, MeshName, NodeId},
     mesh::{
         descriptor,
+        gossip::{Comparison, Gossip, Neighbour, Out},
+        linkstate::LinkState,
+        signed::{self, RecordKind},
         view::{Descriptor, ModelOffer},
     },
     models::splice as body,
+    trust::{Level, TrustStore},
     wire::{
         frame::{GossipHeader, LinkHeader, RoutedHeader},
         inner::{self, Inner},
@@ -31,6 +35,7 @@ use clawmatrix::{
         record::{self, Class, Kind, Record},
     },
 };
+use tokio::time::Instant;
 
 /// One fuzz target.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +74,11 @@ pub const TARGETS: &[Target] = &[
         name: "signed",
         run: signed,
         seeds: signed_seeds,
+    },
+    Target {
+        name: "compared",
+        run: compared,
+        seeds: compared_seeds,
     },
     Target {
         name: "handshake",
@@ -186,12 +196,17 @@ fn signed(data: &[u8]) {
     };
     let at = usize::from(u16::from_be_bytes(*length)).min(rest.len());
     let (header, body) = rest.split_at(at);
-    let (node, key) = &*SIGNER;
-    let body = Bytes::copy_from_slice(body);
-    if let Ok(statement) = descriptor::open(header, &body, node, &key.public()) {
+    // Without the signature, so that what lies behind it is reached too.
+    if let Some(offered) = descriptor::read(body) {
         // What was cleaned is clean.
-        let again = descriptor::clean(statement.descriptor.clone());
-        assert_eq!(again, statement.descriptor);
+        assert_eq!(descriptor::clean(offered.clone()), offered);
+    }
+    if let Some(links) = LinkState::read(body) {
+        let again = LinkState::read(&links.payload());
+        assert_eq!(again, Some(links), "what was read can be written");
+    }
+    if let Ok(claim) = signed::claim(header) {
+        let _ = signed::verify(&claim, header, body);
     }
 }
 
@@ -208,9 +223,81 @@ fn signed_seeds() -> Vec<Vec<u8>> {
         models: vec![ModelOffer::default()],
         ..Descriptor::default()
     };
-    let record = descriptor::sign(key, node, (1, 2), &descriptor);
-    let length = (record.header.len() as u16).to_be_bytes();
-    vec![[&length[..], &record.header, &record.body].concat()]
+    let links = LinkState {
+        relay: true,
+        leaves: vec![([1; 8], 20)],
+        ..LinkState::default()
+    };
+    let seed = |kind, payload: &[u8]| {
+        let record = signed::sign(key, node, kind, (1, 2), payload);
+        let length = (record.header.len() as u16).to_be_bytes();
+        [
+            [&length[..], &record.header, &record.body].concat(),
+            [&length[..], &record.header, payload].concat(),
+        ]
+    };
+    [
+        seed(RecordKind::Descriptor, &descriptor::payload(&descriptor)),
+        seed(RecordKind::LinkState, &links.payload()),
+        seed(RecordKind::Leave, b""),
+    ]
+    .concat()
+}
+
+/// What neighbours tell one another to find what differs (protocol 6.4): which message, its body.
+fn compared(data: &[u8]) {
+    let Some((which, body)) = data.split_first() else {
+        return;
+    };
+    let message = match which % 5 {
+        0 => Comparison::Digest(true, body),
+        1 => Comparison::Digest(false, body),
+        2 => Comparison::Vector(true, body),
+        3 => Comparison::Vector(false, body),
+        _ => Comparison::Want(body),
+    };
+    let (mut gossip, now) = (lone_gossip(), Instant::now());
+    let _ = gossip.message(LINK, message, now);
+    gossip.drain(now, |_| 64, |_, _| {});
+}
+
+const LINK: LinkId = LinkId(1);
+
+fn lone_gossip() -> Gossip {
+    let (node, key) = &*GOSSIP_SIGNER;
+    let trust = TrustStore::in_memory(&TrustConfig::default(), &[]).expect("no keys, no conflict");
+    let now = Instant::now();
+    let mut gossip = Gossip::new(node, key.clone(), trust, 1, true, now);
+    let about = Neighbour {
+        node: "home-01".parse().expect("a name"),
+        level: Level::Pinned,
+        relay: true,
+        dialed: true,
+    };
+    gossip.link_up(LINK, about, now);
+    gossip
+}
+
+static GOSSIP_SIGNER: LazyLock<(NodeId, Arc<Identity>)> = LazyLock::new(|| {
+    let node = "office-01".parse().expect("a name");
+    (node, Arc::new(Identity::generate()))
+});
+
+fn compared_seeds() -> Vec<Vec<u8>> {
+    let mut seeds = vec![
+        [&[3][..], &[0xff; 8], &[0; 33]].concat(),
+        [&[4][..], &[1; 17], &[0; 17]].concat(),
+    ];
+    lone_gossip().drain(
+        Instant::now(),
+        |_| 64,
+        |_, out| {
+            if let Out::Digest(_, body) = out {
+                seeds.push([&[0][..], &body].concat());
+            }
+        },
+    );
+    seeds
 }
 
 /// What an exchange reads (protocol 4.4).

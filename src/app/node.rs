@@ -244,8 +244,7 @@ impl Node {
             keys,
             trust: trust.clone(),
             params: Params {
-                // Nothing is forwarded yet, so nobody may take us for a relay (protocol 5.6).
-                relay: false,
+                relay: config.relay,
                 hb: config.heartbeat.as_secs(),
                 boot: Boot::random(),
                 sw: SOFTWARE.into(),
@@ -254,6 +253,8 @@ impl Node {
         let settings = MeshSettings {
             heartbeat: config.heartbeat,
             trusted_proxies: proxies(&config.trusted_proxies),
+            relays: config.relays.clone(),
+            state: Some(state.clone()),
             ..MeshSettings::new(ourselves, advance(&state)?)
         };
         let mesh = Mesh::new(settings, Arc::new(exchange.clone()), tasks.clone());

@@ -151,8 +151,8 @@ pub(super) fn resolve(
     let (models, models_auto) = models::models(&mut check, raw.models.as_ref());
     let proxy_models = models::proxy_models(&mut check, raw.proxy_models.as_deref());
     let tags = check.labels("tags", raw.tags.as_ref(), limits::DESCRIPTOR_TAGS);
-    allow::patterns(&mut check, "relays", raw.relays.as_deref());
     let tools = tools::tools(&mut check, raw);
+    let relays = allow::names(&mut check, "relays", raw.relays.as_deref());
     let proxy_port = raw.proxy_port.unwrap_or(super::DEFAULT_PROXY_PORT);
     if let Some(listen) = &listen
         && listen.port == proxy_port
@@ -187,6 +187,7 @@ pub(super) fn resolve(
             secret,
             accept_secrets,
             relay: raw.relay.unwrap_or(listen.is_some()),
+            relays,
             listen,
             peers,
             agents,

@@ -88,7 +88,8 @@ struct Peer<'a> {
     /// What our own link to it runs over; null without one.
     link: Option<&'a Carriage>,
     latency_ms: Option<f64>,
-    /// Unknown until nodes tell one another.
+    /// Requests that run and wait, as a share of what the node takes at once: 1 is full. Null when it
+    /// does not say.
     load: Option<f64>,
     version: Option<&'a str>,
     /// Seconds since 1970.
@@ -112,7 +113,7 @@ fn peer<'a>(node: &'a NodeView, link: Option<&'a Carriage>) -> Peer<'a> {
         link,
         // A tenth of a millisecond is all that means anything.
         latency_ms: node.latency_ms.map(|ms| (ms * 10.0).round() / 10.0),
-        load: None,
+        load: node.load.and_then(|load| load.share()),
         version: (!about.software.is_empty()).then_some(&about.software),
         last_seen: node
             .last_seen

@@ -199,6 +199,7 @@ mod tests {
                 tags: list(tags),
                 ..Descriptor::default()
             }),
+            load: None,
             last_seen: None,
             problem: None,
         }

@@ -1,119 +1,24 @@
-//! The signed record in which a node describes itself (`desc`, protocol 6.1).
-//!
-//! ```text
-//! header {"k":"desc","node","key","inc","ver"} | body: u16 siglen || sig("rec", lp(header) || payload) || payload
-//! ```
+//! What a node says it offers: payload of a `desc` record (protocol 6.1).
 //!
 //! Nothing in it grants a right. Texts are written by the other node and may be shown to people and
 //! models, so control characters and over-long parts are removed before anybody sees them.
 
 use std::collections::HashSet;
 
-use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::Value;
 
 use super::view::{AgentOffer, Descriptor, ModelOffer};
-use crate::{
-    crypto::identity::{Identity, Label, PublicKey},
-    ids::NodeId,
-    wire::{
-        frame::GossipHeader,
-        json,
-        limits::{
-            DESCRIPTOR_AGENTS, DESCRIPTOR_BYTES, DESCRIPTOR_MODELS, DESCRIPTOR_STRING_CHARS,
-            DESCRIPTOR_TAGS,
-        },
+use crate::wire::{
+    json,
+    limits::{
+        DESCRIPTOR_AGENTS, DESCRIPTOR_BYTES, DESCRIPTOR_MODELS, DESCRIPTOR_STRING_CHARS,
+        DESCRIPTOR_TAGS,
     },
 };
 
-const KIND: &str = "desc";
-const SIGNATURE_BYTES: usize = 64;
-
-/// Which of two records of one node is newer: `(inc, ver)`.
-pub type Version = (u64, u64);
-
-/// One signed record as it lies on the wire.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Signed {
-    /// Header JSON.
-    pub header: Bytes,
-    /// Length, signature, payload.
-    pub body: Bytes,
-}
-
-/// What a verified record says.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Statement {
-    /// How new it is.
-    pub version: Version,
-    /// Its payload as signed, to tell repetition from equivocation.
-    pub payload: Bytes,
-    /// What it says, cleaned.
-    pub descriptor: Descriptor,
-}
-
-/// Why a record is not believed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    /// The header is no header at all: the neighbour itself breaks the protocol.
-    #[error("malformed gossip header")]
-    Header,
-    /// Another kind of record.
-    #[error("kind of record not handled")]
-    Kind,
-    /// Not from the node whose link it came over.
-    #[error("record of another node")]
-    Foreign,
-    /// Sizes do not fit, or the payload is not what it should be.
-    #[error("malformed record")]
-    Malformed,
-    /// The signature is wrong.
-    #[error("signature does not verify")]
-    Forged,
-}
-
-/// `lp(header) || payload`, in parts.
-fn signed_parts<'a>(length: &'a [u8; 2], header: &'a [u8], payload: &'a [u8]) -> [&'a [u8]; 3] {
-    [length, header, payload]
-}
-
-fn length_of(bytes: &[u8]) -> [u8; 2] {
-    // Headers are at most 512 bytes, signatures 64.
-    (bytes.len() as u16).to_be_bytes()
-}
-
-/// Signs what we say of ourselves.
-#[must_use]
-pub fn sign(
-    identity: &Identity,
-    node: &NodeId,
-    (inc, ver): Version,
-    descriptor: &Descriptor,
-) -> Signed {
-    let mut header = BytesMut::new();
-    GossipHeader {
-        k: KIND.into(),
-        node: node.clone(),
-        key: identity.public().0,
-        inc,
-        ver,
-    }
-    .put(&mut header);
-    let payload = payload(descriptor);
-    let length = length_of(&header);
-    let signature = identity.sign(Label::Record, &signed_parts(&length, &header, &payload));
-    let mut body = BytesMut::with_capacity(2 + SIGNATURE_BYTES + payload.len());
-    body.put_slice(&length_of(&signature));
-    body.put_slice(&signature);
-    body.put_slice(&payload);
-    Signed {
-        header: header.freeze(),
-        body: body.freeze(),
-    }
-}
-
 /// The payload, cut down until it fits: first the texts go, then the last models.
-fn payload(descriptor: &Descriptor) -> Vec<u8> {
+#[must_use]
+pub fn payload(descriptor: &Descriptor) -> Vec<u8> {
     let mut shown = clean(descriptor.clone());
     let encode = |shown: &Descriptor| serde_json::to_vec(shown).unwrap_or_default();
     let mut bytes = encode(&shown);
@@ -145,46 +50,10 @@ fn payload(descriptor: &Descriptor) -> Vec<u8> {
     bytes
 }
 
-/// Opens a record that came over the link to `node`, whose key is `key`.
-///
-/// # Errors
-/// [`RecordError`].
-pub fn open(
-    header: &[u8],
-    body: &Bytes,
-    node: &NodeId,
-    key: &PublicKey,
-) -> Result<Statement, RecordError> {
-    let read = GossipHeader::decode(header).map_err(|_| RecordError::Header)?;
-    if read.k != KIND {
-        return Err(RecordError::Kind);
-    }
-    if read.node != *node || read.key != key.0 {
-        return Err(RecordError::Foreign);
-    }
-    let (length, rest) = body
-        .split_first_chunk::<2>()
-        .ok_or(RecordError::Malformed)?;
-    let (signature, payload) = rest
-        .split_first_chunk::<SIGNATURE_BYTES>()
-        .ok_or(RecordError::Malformed)?;
-    if *length != length_of(signature) || payload.len() > DESCRIPTOR_BYTES {
-        return Err(RecordError::Malformed);
-    }
-    let header_length = length_of(header);
-    if !key.verify_strict(
-        Label::Record,
-        &signed_parts(&header_length, header, payload),
-        signature,
-    ) {
-        return Err(RecordError::Forged);
-    }
-    let descriptor = json::parse(payload).map_err(|_| RecordError::Malformed)?;
-    Ok(Statement {
-        version: (read.inc, read.ver),
-        payload: body.slice(2 + SIGNATURE_BYTES..),
-        descriptor: clean(descriptor),
-    })
+/// Reads the payload of another node's record, cleaned; none when it is no descriptor.
+#[must_use]
+pub fn read(payload: &[u8]) -> Option<Descriptor> {
+    json::object(payload).ok().map(clean)
 }
 
 /// Characters that change how the text around them is shown, without showing themselves.
@@ -289,10 +158,6 @@ mod tests {
 
     use super::*;
 
-    fn node() -> NodeId {
-        "office-01".parse().unwrap()
-    }
-
     fn model(id: &str) -> ModelOffer {
         ModelOffer {
             id: id.into(),
@@ -312,53 +177,9 @@ mod tests {
     }
 
     #[test]
-    fn signed_record_comes_back() {
-        let identity = Identity::generate();
-        let signed = sign(&identity, &node(), (7, 3), &sample());
-        let key = identity.public();
-        let statement = open(&signed.header, &signed.body, &node(), &key).unwrap();
-        assert_eq!(statement.version, (7, 3));
-        assert_eq!(statement.descriptor, sample());
-    }
-
-    /// T65 for one link.
-    #[test]
-    fn altered_or_foreign_records_are_refused() {
-        let (identity, other) = (Identity::generate(), Identity::generate());
-        let signed = sign(&identity, &node(), (7, 3), &sample());
-        let key = identity.public();
-        for at in 0..signed.body.len() {
-            let mut body = signed.body.to_vec();
-            body[at] ^= 1;
-            assert!(
-                open(&signed.header, &body.into(), &node(), &key).is_err(),
-                "byte {at}"
-            );
-        }
-        let newer = String::from_utf8(signed.header.to_vec())
-            .unwrap()
-            .replace("\"ver\":3", "\"ver\":4");
-        assert_eq!(
-            open(newer.as_bytes(), &signed.body, &node(), &key),
-            Err(RecordError::Forged)
-        );
-        assert_eq!(
-            open(&signed.header, &signed.body, &node(), &other.public()),
-            Err(RecordError::Foreign)
-        );
-        assert_eq!(
-            open(
-                &signed.header,
-                &signed.body,
-                &"home-01".parse().unwrap(),
-                &key
-            ),
-            Err(RecordError::Foreign)
-        );
-        assert_eq!(
-            open(b"[]", &signed.body, &node(), &key),
-            Err(RecordError::Header)
-        );
+    fn descriptor_comes_back() {
+        assert_eq!(read(&payload(&sample())), Some(sample()));
+        assert_eq!(read(b"[]"), None);
     }
 
     #[test]
@@ -385,25 +206,23 @@ mod tests {
 
     #[test]
     fn too_long_descriptors_are_cut_down() {
-        let identity = Identity::generate();
         let long = Descriptor {
             models: (0..256)
                 .map(|n| model(&format!("model-{n}-{}", "x".repeat(60))))
                 .collect(),
             ..Descriptor::default()
         };
-        let signed = sign(&identity, &node(), (1, 1), &long);
-        let statement = open(&signed.header, &signed.body, &node(), &identity.public()).unwrap();
-        assert!(statement.payload.len() <= DESCRIPTOR_BYTES);
-        assert!(!statement.descriptor.models.is_empty());
-        assert_eq!(statement.descriptor.models[0].description, "");
+        let payload = payload(&long);
+        assert!(payload.len() <= DESCRIPTOR_BYTES);
+        let read = read(&payload).unwrap();
+        assert!(!read.models.is_empty());
+        assert_eq!(read.models[0].description, "");
     }
 
     proptest! {
         #[test]
-        fn any_bytes_open_or_fail(header: Vec<u8>, body: Vec<u8>) {
-            let key = PublicKey([1; 32]);
-            prop_assert!(open(&header, &body.into(), &node(), &key).is_err());
+        fn any_bytes_read_or_fail(payload: Vec<u8>) {
+            let _ = read(&payload);
         }
     }
 }

@@ -24,8 +24,14 @@ macro_rules! reasons {
 reasons! {
     /// A routed frame says it comes from somebody else than the neighbour that sent it.
     ForeignOrigin = "foreign_origin";
-    /// A routed frame is for another node, and this node does not relay yet.
+    /// A routed frame is for another node, and this node does not relay.
     NotForUs = "not_for_us";
+    /// A routed frame that was here before.
+    Repeated = "repeated";
+    /// A routed frame that has made all the hops it may.
+    TtlSpent = "ttl_spent";
+    /// A routed frame for which there is no room on its way.
+    QueueFull = "queue_full";
     /// A routed frame of a session that does not exist.
     UnknownSession = "unknown_session";
     /// A body that is sealed end to end and does not open.
@@ -42,7 +48,11 @@ reasons! {
     NoRoute = "no_route";
     /// A link message type that this version does not know.
     UnknownLinkType = "unknown_link_type";
-    /// A signed record that is forged, malformed or about somebody else.
+    /// A signed record whose name or key is not believed here.
+    RefusedGossip = "refused_gossip";
+    /// A signed record of an unknown node above the limits for them.
+    GossipLimited = "gossip_limited";
+    /// A signed record that is forged, malformed or contradicts an earlier one.
     BadGossip = "bad_gossip";
     /// A signed record that is not newer than the one we have.
     OldGossip = "old_gossip";

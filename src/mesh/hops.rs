@@ -2,7 +2,7 @@
 //! read by sessions and by the relay for every frame.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -33,6 +33,9 @@ pub(super) struct Hops {
     table: Mutex<HashMap<NodeId, Hop>>,
     generation: AtomicU64,
     changed: Notify,
+    /// Neighbours over which frames timed out end to end; each once.
+    blamed: Mutex<BTreeSet<NodeId>>,
+    blame: Notify,
 }
 
 impl Hops {
@@ -55,6 +58,24 @@ impl Hops {
         self.changed.notify_waiters();
         // Links are dropped without the lock.
         drop(old);
+    }
+
+    /// Frames sent over `hop` timed out end to end: another way may be better.
+    pub(super) fn blame(&self, hop: &NodeId) {
+        let mut blamed = self.blamed.lock().unwrap_or_else(PoisonError::into_inner);
+        blamed.insert(hop.clone());
+        self.blame.notify_one();
+    }
+
+    /// Resolves when somebody is blamed.
+    pub(super) fn blaming(&self) -> Notified<'_> {
+        self.blame.notified()
+    }
+
+    /// Those blamed since the last call.
+    pub(super) fn take_blamed(&self) -> BTreeSet<NodeId> {
+        let mut blamed = self.blamed.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *blamed)
     }
 
     /// Counts the tables so far: while it stands still, what was looked up holds.

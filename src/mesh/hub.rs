@@ -1,34 +1,43 @@
-//! What all links of this node share: who is linked, what is known, what we say of ourselves.
+//! What all links of this node share: who is linked, what is known, which way leads where.
 //!
 //! The accept loop and the dialers bring authenticated connections to [`Hub::admit`]; the links tell
-//! it what arrives and when they end; readers outside hold a snapshot by watch.
+//! it what arrives and when they end; readers outside hold a snapshot by watch. What is decided is
+//! decided elsewhere and purely: by [`super::links`], [`super::gossip`], [`super::routing`]. `spread`
+//! drives gossip, `routes` keeps the table of next hops, `forward` passes frames of others on.
+
+mod forward;
+mod routes;
+mod spread;
 
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
+use self::routes::Routes;
 use super::{
     MeshSettings,
     carriage::Carriage,
     clock,
-    descriptor::{self, RecordError, Signed, Version},
     drops::{Drops, Reason},
+    gossip::{self, Comparison, Gossip},
     handshake::{Established, Role},
-    hops::{Hop, Hops},
+    hops::Hops,
     link::{Arrived, BadFrame, Ending, Link, LinkOwner, Setup},
     links::{Links, Step},
-    membership::{Membership, Outcome},
+    linkstate::Load,
+    membership::Membership,
+    relay::Relay,
     session::{SessionHandler, SessionRef},
     sessions::Sessions,
     transport::{MessageSink, MessageStream},
@@ -40,8 +49,7 @@ use crate::{
     ids::{LinkId, NodeId},
     wire::{
         close::CloseCode,
-        code::{Code, Failure},
-        frame::RoutedHeader,
+        code::Failure,
         limits::{CLOSE_LINGER, DUPLICATE_SILENCE, PAUSE, REKEY_RECORDS},
     },
 };
@@ -50,23 +58,19 @@ use crate::{
 const REFRESH: Duration = Duration::from_secs(10);
 /// How often the clock is looked at for a pause of this machine.
 const PAUSE_CHECK: Duration = Duration::from_secs(2);
-/// When to come back to a node that is not reached now.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Messages of a refused connection that are read away, so that it hears why.
 const LINGER_MESSAGES: usize = 64;
 
 #[derive(Debug)]
-struct Own {
-    descriptor: Descriptor,
-    version: Version,
-    record: Signed,
-}
-
-#[derive(Debug)]
 struct State {
     links: Links,
-    members: Membership,
-    own: Own,
+    gossip: Gossip,
+    routes: Routes,
+    /// Since when readers see an old view.
+    stale: bool,
+    published: Instant,
+    /// An incarnation of ours that others have seen and that is greater than ours.
+    raise: Option<u64>,
 }
 
 /// See the module's text.
@@ -85,6 +89,11 @@ pub(super) struct Hub {
     pub(super) resumed: watch::Sender<u64>,
     pub(super) view: watch::Sender<Arc<View>>,
     key: PublicKey,
+    relay: Relay,
+    /// Wakes what spreads and routes.
+    wake: Notify,
+    /// Bytes that wait on all links.
+    queued: Arc<AtomicUsize>,
     // A std mutex: held for a look or a change, never across an await, never while a handler runs.
     state: Mutex<State>,
     next_link: AtomicU64,
@@ -96,18 +105,20 @@ impl Hub {
         handler: Arc<dyn SessionHandler>,
         tasks: Tasks,
     ) -> Arc<Self> {
-        let identity = &settings.us.identity;
-        let descriptor = Descriptor {
-            software: settings.us.params.sw.clone(),
+        let us = &settings.us;
+        let now = Instant::now();
+        let mut gossip = Gossip::new(
+            &us.node_id,
+            us.identity.clone(),
+            us.trust.clone(),
+            settings.incarnation,
+            us.params.relay,
+            now,
+        );
+        gossip.set_offer(Descriptor {
+            software: us.params.sw.clone(),
             ..Descriptor::default()
-        };
-        let version = (settings.incarnation, 1);
-        let record = descriptor::sign(identity, &settings.us.node_id, version, &descriptor);
-        let own = Own {
-            descriptor,
-            version,
-            record,
-        };
+        });
         let (drops, hops) = (Arc::<Drops>::default(), Arc::<Hops>::default());
         let stop = CancellationToken::new();
         let sessions = Sessions::new(
@@ -119,7 +130,10 @@ impl Hub {
             stop.clone(),
         );
         let hub = Arc::new(Self {
-            key: identity.public(),
+            key: us.identity.public(),
+            relay: Relay::default(),
+            wake: Notify::new(),
+            queued: Arc::default(),
             settings,
             stop,
             drops,
@@ -130,13 +144,17 @@ impl Hub {
             view: watch::Sender::default(),
             state: Mutex::new(State {
                 links: Links::default(),
-                members: Membership::default(),
-                own,
+                gossip,
+                routes: Routes::default(),
+                stale: false,
+                published: now,
+                raise: None,
             }),
             next_link: AtomicU64::new(1),
             tasks: tasks.clone(),
         });
         tasks.spawn(run_refresh(hub.clone()));
+        tasks.spawn(spread::run(hub.clone()));
         tasks.spawn(run_trust(hub.clone()));
         tasks.spawn(run_pause(hub.clone()));
         hub
@@ -147,26 +165,29 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, state: &State) {
+    /// Shows what is known now.
+    fn publish(&self, state: &mut State) {
+        let mut view = state.gossip.members.view(|node| state.routes.passage(node));
         let carriage = |link: Arc<Link>| (link.neighbour().node.clone(), link.carriage().clone());
-        let mut view = state.members.view();
         view.links = state.links.open().into_iter().map(carriage).collect();
         self.view.send_replace(Arc::new(view));
+        state.stale = false;
+        state.published = Instant::now();
     }
 
     /// Shows a node of the configuration.
     pub(super) fn configured(&self, node: &NodeId) {
         let mut state = self.state();
-        state.members.configured(node);
-        self.publish(&state);
+        state.gossip.members.configured(node);
+        self.publish(&mut state);
     }
 
     /// Notes why a configured node is not reached. True when that is new.
     pub(super) fn problem(&self, node: &NodeId, problem: &str) -> bool {
         let mut state = self.state();
-        let new = state.members.problem(node, problem);
+        let new = state.gossip.members.problem(node, problem);
         if new {
-            self.publish(&state);
+            self.publish(&mut state);
         }
         new
     }
@@ -182,53 +203,27 @@ impl Hub {
 
     /// The session to `node`, opened when there is none yet.
     pub(super) async fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
-        self.way(node)?;
+        self.way(node).await?;
         self.sessions.session(node).await
-    }
-
-    /// Whether a way leads to `node` that new requests may take.
-    fn way(&self, node: &NodeId) -> Result<(), Failure> {
-        let state = self.state();
-        let not_now = |code, message: String| Failure {
-            retry_after: Some(RETRY_AFTER),
-            ..Failure::not_started(code, message)
-        };
-        match state.links.get(node.as_str()) {
-            Some(link) if link.going_away() => Err(not_now(
-                Code::ShuttingDown,
-                format!("node `{node}` is shutting down"),
-            )),
-            Some(_) => Ok(()),
-            None if state.members.knows(node) => Err(not_now(
-                Code::NoRoute,
-                match state.members.why_not(node) {
-                    Some(why) => format!("node `{node}` is not reachable: {why}"),
-                    None => format!("node `{node}` is not reachable yet"),
-                },
-            )),
-            None => Err(Failure::not_started(
-                Code::NodeNotFound,
-                format!("no node `{node}` is known"),
-            )),
-        }
     }
 
     /// Changes what we say of ourselves, and says it on every link.
     pub(super) fn set_offer(&self, descriptor: Descriptor) {
-        let mut state = self.state();
-        if state.own.descriptor == descriptor {
-            return;
-        }
-        let version = (state.own.version.0, state.own.version.1 + 1);
-        let us = &self.settings.us;
-        state.own = Own {
-            record: descriptor::sign(&us.identity, &us.node_id, version, &descriptor),
-            descriptor,
-            version,
-        };
-        for link in state.links.open() {
-            send_record(&link, &state.own.record);
-        }
+        self.state().gossip.set_offer(descriptor);
+        self.wake.notify_one();
+    }
+
+    /// Says how busy we are.
+    pub(super) fn set_load(&self, load: Load) {
+        self.state().gossip.set_load(Some(load), Instant::now());
+        self.wake.notify_one();
+    }
+
+    /// Says that we go away for good.
+    pub(super) fn leave(&self) {
+        self.state().gossip.leave();
+        // Now: the links may close before the task that spreads gets its turn.
+        self.spread();
     }
 
     /// Takes an authenticated connection in, unless another link to the same node is better; none
@@ -275,7 +270,8 @@ impl Hub {
 
     /// Shows a link that has been entered and works.
     fn show_up(&self, link: &Link) {
-        self.publish(&self.state());
+        self.publish(&mut self.state());
+        self.wake.notify_one();
         self.links_changed.send_modify(|n| *n += 1);
         let peer = link.neighbour();
         self.sessions.restarted(&peer.node, peer.boot);
@@ -303,25 +299,23 @@ impl Hub {
         if let Some(old) = old {
             self.tasks.spawn(run_replacement(old, link.clone()));
         }
-        send_record(link, &state.own.record);
-        state
-            .members
-            .up(link.neighbour(), software, SystemTime::now());
-        self.route(&state);
+        let peer = link.neighbour();
+        let members = &mut state.gossip.members;
+        members.up(peer, software, SystemTime::now());
+        let about = gossip::Neighbour {
+            node: peer.node.clone(),
+            level: peer.level,
+            relay: self.believes(link),
+            dialed: link.dialed(),
+        };
+        state.gossip.link_up(link.id(), about, Instant::now());
+        self.route(&mut state);
         Ok(())
     }
 
-    /// Works out which link leads where.
-    fn route(&self, state: &State) {
-        let direct = state.links.open().into_iter().map(|link| {
-            let hop = Hop {
-                rtt: None,
-                direct: true,
-                link: link.clone(),
-            };
-            (link.neighbour().node.clone(), hop)
-        });
-        self.hops.replace(direct.collect());
+    /// Whether the neighbour relays, as far as we care.
+    fn believes(&self, link: &Link) -> bool {
+        link.relays() && self.settings.believes(&link.neighbour().node)
     }
 
     fn setup(&self, established: Established, carriage: Carriage) -> Setup {
@@ -336,12 +330,9 @@ impl Hub {
             recv_key: established.recv_key,
             heartbeat: self.settings.heartbeat,
             rekey_after: REKEY_RECORDS,
+            queued: self.queued.clone(),
         }
     }
-}
-
-fn send_record(link: &Link, record: &Signed) {
-    link.send_gossip(|buffer| buffer.put_slice(&record.header), &record.body);
 }
 
 /// Closes a connection that will not be a link, so that the other side hears the code: a socket
@@ -369,56 +360,34 @@ pub(super) async fn linger<R: MessageStream>(stream: &mut R) {
 
 impl LinkOwner for Hub {
     fn routed(&self, link: &Arc<Link>, frame: Arrived) -> Result<(), BadFrame> {
-        let header = RoutedHeader::decode(frame.header())
-            .map_err(|error| BadFrame::Protocol(error.to_string()))?;
-        // Only a relay may bring frames of others (protocol 5.6).
-        let dropped = if header.f != link.neighbour().node.as_str() && !link.relays() {
-            Reason::ForeignOrigin
-        } else if header.t != self.settings.us.node_id.as_str() {
-            Reason::NotForUs
-        } else {
-            return self.sessions.arrived(link, frame);
-        };
-        link.drops.count(dropped);
-        Ok(())
+        self.arrived(link, frame)
     }
 
     fn gossip(&self, link: &Arc<Link>, header: Bytes, body: Bytes) -> Result<(), &'static str> {
-        let peer = link.neighbour();
-        let dropped = match descriptor::open(&header, &body, &peer.node, &peer.key) {
-            Ok(statement) => {
-                let mut state = self.state();
-                match state.members.told(&peer.node, statement) {
-                    Outcome::News => {
-                        self.publish(&state);
-                        return Ok(());
-                    }
-                    Outcome::Old => Reason::OldGossip,
-                    Outcome::Equivocation => {
-                        // Once per link: the neighbour decides how often it happens.
-                        if link.drops.get(Reason::BadGossip) == 0 {
-                            tracing::warn!(peer = %peer.node, "node contradicts its own record");
-                        }
-                        Reason::BadGossip
-                    }
-                }
-            }
-            Err(RecordError::Header) => return Err("malformed gossip header"),
-            Err(RecordError::Kind | RecordError::Foreign) => Reason::UnhandledGossip,
-            Err(RecordError::Malformed | RecordError::Forged) => Reason::BadGossip,
-        };
-        link.drops.count(dropped);
-        Ok(())
+        self.heard(link, (&header, &body))
+    }
+
+    fn compared(&self, link: &Arc<Link>, message: Comparison<'_>) -> Result<(), &'static str> {
+        let now = Instant::now();
+        let answered = self.state().gossip.message(link.id(), message, now);
+        self.wake.notify_one();
+        answered
     }
 
     fn goaway(&self, link: &Arc<Link>) {
         tracing::info!(peer = %link.neighbour().node, "node goes away");
+        // What leads through it looks for another way while it still works.
+        self.reroute();
     }
 
     fn measured(&self, link: &Arc<Link>) {
         let mut state = self.state();
-        show_alive(&mut state.members, link);
-        self.publish(&state);
+        show_alive(&mut state.gossip.members, link);
+        // Links that have just been measured count from now on.
+        state.routes.wanted(Instant::now());
+        self.publish(&mut state);
+        drop(state);
+        self.wake.notify_one();
     }
 
     fn ended(&self, link: &Arc<Link>, ending: &Ending) {
@@ -428,14 +397,16 @@ impl LinkOwner for Hub {
         let peer = &link.neighbour().node;
         let mut state = self.state();
         let counted = state.links.remove(link);
+        state.gossip.link_down(link.id());
         if counted {
-            state
-                .members
-                .down(peer, ending.to_string(), SystemTime::now());
-            self.publish(&state);
+            let members = &mut state.gossip.members;
+            members.down(peer, ending.to_string(), SystemTime::now());
         }
-        self.route(&state);
+        self.route(&mut state);
+        self.publish(&mut state);
         drop(state);
+        self.relay.forget(link.id());
+        self.wake.notify_one();
         // What this link still held is lost, though another one may have taken its place before.
         self.sessions.rerouted();
         let goodbye = Ending::Theirs {
@@ -463,9 +434,12 @@ async fn run_refresh(hub: Arc<Hub>) {
             continue;
         }
         for link in links {
-            show_alive(&mut state.members, &link);
+            show_alive(&mut state.gossip.members, &link);
         }
-        hub.publish(&state);
+        state.routes.wanted(Instant::now());
+        hub.publish(&mut state);
+        drop(state);
+        hub.wake.notify_one();
     }
 }
 
@@ -479,15 +453,20 @@ async fn run_trust(hub: Arc<Hub>) {
             changed = changes.changed() => if changed.is_err() { return },
         }
         hub.sessions.follow(&trust);
+        {
+            let mut state = hub.state();
+            state.gossip.members.judge_again(&trust, Instant::now());
+            state.routes.wanted(Instant::now());
+            hub.publish(&mut state);
+        }
+        hub.wake.notify_one();
         for link in hub.open_links() {
             let peer = link.neighbour();
             match trust.standing(&peer.node, &peer.key) {
                 None => link.end(CloseCode::AuthFailed, "key not trusted any more"),
                 Some(now) if now.level != peer.level || now.labels != peer.labels => {
                     link.change_rights(now.level, now.labels);
-                    let mut state = hub.state();
-                    state.members.level(&peer.node, now.level);
-                    hub.publish(&state);
+                    hub.state().gossip.level(link.id(), now.level);
                 }
                 Some(_) => {}
             }

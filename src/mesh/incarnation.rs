@@ -28,6 +28,17 @@ pub fn advance(state: &StateDir) -> Result<u64, StateError> {
     Ok(next)
 }
 
+/// Takes an incarnation above `seen`, which another start of this node has used, and stores it. Blocks
+/// on the disk.
+///
+/// # Errors
+/// [`StateError`].
+pub fn raise(state: &StateDir, seen: u64) -> Result<u64, StateError> {
+    let next = next(seen, 0);
+    state.write(FILE, format!("{next}\n").as_bytes())?;
+    Ok(next)
+}
+
 fn next(stored: u64, unix_ms: u64) -> u64 {
     stored.saturating_add(1).max(unix_ms).min(JSON_INTEGER_MAX)
 }

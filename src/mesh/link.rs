@@ -18,7 +18,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -32,6 +32,7 @@ use self::read::Lost;
 use super::{
     carriage::Carriage,
     drops::Drops,
+    gossip::Comparison,
     liveness::Liveness,
     schedule::{Refused, Schedule},
     session::{Class, Peer, SendError},
@@ -79,6 +80,8 @@ pub struct Setup {
     pub heartbeat: Duration,
     /// Records under one key.
     pub rekey_after: u64,
+    /// Counts the bytes that wait on all links.
+    pub queued: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Setup {
@@ -169,6 +172,11 @@ pub trait LinkOwner: Send + Sync + fmt::Debug {
     /// # Errors
     /// Why the neighbour broke the protocol; the link ends then.
     fn gossip(&self, link: &Arc<Link>, header: Bytes, body: Bytes) -> Result<(), &'static str>;
+    /// The neighbour says what it knows or lacks (protocol 6.4).
+    ///
+    /// # Errors
+    /// Why the neighbour broke the protocol; the link ends then.
+    fn compared(&self, link: &Arc<Link>, message: Comparison<'_>) -> Result<(), &'static str>;
     /// The neighbour goes away soon.
     fn goaway(&self, link: &Arc<Link>);
     /// The round trip was measured for the first time.
@@ -225,7 +233,7 @@ impl Link {
             relay: setup.relay,
             carriage: setup.carriage.clone(),
             up_since: now,
-            queue: Mutex::default(),
+            queue: Mutex::new(Schedule::counted(setup.queued.clone())),
             live: Mutex::new(Liveness::new(setup.heartbeat, now)),
             drops: Drops::default(),
             queued: Notify::new(),
@@ -436,12 +444,24 @@ impl Link {
         self.push_control(buffer);
     }
 
-    fn send_link(&self, header: &LinkHeader<'_>) {
-        let mut buffer = BytesMut::with_capacity(256);
+    /// Queues a message for the neighbour itself.
+    pub fn send_said(&self, header: &LinkHeader<'_>, body: &[u8]) {
+        let mut buffer = BytesMut::with_capacity(256 + body.len());
         record::begin(&mut buffer, Kind::Link, Class::Control);
         header.put(&mut buffer);
         record::end_header(&mut buffer);
+        buffer.extend_from_slice(body);
         self.push_control(buffer);
+    }
+
+    fn send_link(&self, header: &LinkHeader<'_>) {
+        self.send_said(header, b"");
+    }
+
+    /// How many more messages and records for the neighbour itself can wait.
+    #[must_use]
+    pub fn control_room(&self) -> usize {
+        lock(&self.queue).control_room()
     }
 
     fn push_control(&self, frame: BytesMut) {
@@ -490,6 +510,30 @@ impl Link {
                 Err(SendError::Gone)
             }
         }
+    }
+
+    /// Whether a frame of others would be taken.
+    #[must_use]
+    pub fn takes(&self, flow: Flow, class: Class) -> bool {
+        lock(&self.queue).lane_room(flow, class)
+    }
+
+    /// Queues a frame of others as it came, with what its neighbour sealed opened. Never blocks and
+    /// never waits: a relay that stopped reading for one slow flow would stop all others.
+    ///
+    /// # Errors
+    /// [`SendError::Full`], [`SendError::Gone`].
+    pub fn pass_on(&self, flow: Flow, class: Class, frame: BytesMut) -> Result<(), SendError> {
+        if !self.is_open() {
+            return Err(SendError::Gone);
+        }
+        if lock(&self.live).request_waits(Instant::now()) {
+            self.ticked.notify_one();
+        }
+        let pushed = lock(&self.queue).push_relayed(flow, class, frame);
+        pushed.map_err(|_| SendError::Full)?;
+        self.queued.notify_one();
+        Ok(())
     }
 
     /// Whether a frame would be taken.

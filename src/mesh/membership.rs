@@ -1,27 +1,69 @@
-//! What is known about every other node. Pure: time comes in as an argument.
+//! What is known about every other node: its signed records, our own links to it, and what both
+//! amount to (protocol 6.1, 6.2). Pure: time comes in as an argument.
 //!
-//! In this release all of it comes from our own configuration and our own links: a node describes
-//! itself over its link, and is believed about itself alone. Records that others pass on come later
-//! and enter here too.
+//! A record is believed about the node that signed it and about nobody else. Which names and keys may
+//! appear here is the trust store's decision; how many may appear without ever having been met is
+//! decided here. What is gone leaves a tombstone, else neighbours that forget at different times would
+//! keep it alive among them for ever.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+mod admission;
+#[cfg(test)]
+mod tests;
+mod tombs;
 
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use tokio::time::Instant;
+
+use self::{admission::Introducers, tombs::Tombs};
 use super::{
-    descriptor::{Statement, Version},
+    descriptor,
+    linkstate::LinkState,
     session::Peer,
+    signed::{self, Claim, Item, RecordError, RecordKind, Signed, Version},
     view::{Descriptor, NodeView, Reach, View},
 };
-use crate::{crypto::identity::PublicKey, ids::NodeId, trust::Level};
+use crate::{
+    crypto::identity::{KeyId, PublicKey},
+    ids::NodeId,
+    trust::{Level, TrustStore},
+    wire::limits::{RECORD_EXPIRY, TOMBSTONE_AGE},
+};
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is the newest of that node.
+    /// It is the newest of its kind and node: to be passed on.
     News,
-    /// We have it, or a newer one.
+    /// We have it, or a newer one, or know that its node is gone.
     Old,
     /// Another text under a number we have seen: the first is kept.
     Equivocation,
+    /// Its name or key is not believed here.
+    Refused,
+    /// Too many unknown names, in all or over this neighbour.
+    Limited,
+}
+
+/// Who passed a record on.
+#[derive(Debug, Clone)]
+pub struct Introducer {
+    /// The neighbour.
+    pub node: NodeId,
+    /// How far we trust it.
+    pub level: Level,
+    /// When its link came up.
+    pub since: Instant,
+}
+
+#[derive(Debug)]
+struct Held {
+    version: Version,
+    signed: Signed,
 }
 
 #[derive(Debug, Default)]
@@ -31,21 +73,70 @@ struct Member {
     linked: bool,
     latency_ms: Option<f64>,
     descriptor: Arc<Descriptor>,
-    record: Option<(Version, bytes::Bytes)>,
+    links: Arc<LinkState>,
+    /// Its descriptor and link state, by [`RecordKind`].
+    records: [Option<Held>; 2],
+    /// When a record of it last was news.
+    fresh: Option<Instant>,
+    /// Since when it is known to go away on purpose.
+    left: Option<Instant>,
+    /// The neighbour that brought the first record of a name we had never met.
+    introducer: Option<NodeId>,
+    configured: bool,
     last_seen: Option<SystemTime>,
     problem: Option<String>,
 }
 
-/// Every configured or seen node.
+impl Member {
+    /// What another key said under this name does not count any more.
+    fn forget_records(&mut self) {
+        self.records = [None, None];
+        self.links = Arc::default();
+        self.fresh = None;
+        self.left = None;
+    }
+
+    fn newest(&self) -> Option<Version> {
+        self.records.iter().flatten().map(|held| held.version).max()
+    }
+}
+
+/// How a node is reached now, as the routes have it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Passage {
+    /// The neighbour through which, when there is no link of our own.
+    pub via: Option<NodeId>,
+    /// Round trip in milliseconds, when known.
+    pub latency_ms: Option<f64>,
+}
+
+/// One node for the topology.
+#[derive(Debug)]
+pub struct Vertex<'a> {
+    /// Its name.
+    pub node: &'a NodeId,
+    /// Its key.
+    pub key: KeyId,
+    /// Its links, as it says.
+    pub links: &'a LinkState,
+    /// Whether it takes new requests of others: not while it leaves.
+    pub stays: bool,
+}
+
+/// Every configured, met or announced node.
 #[derive(Debug, Default)]
 pub struct Membership {
     members: BTreeMap<NodeId, Member>,
+    /// Which name a key that has records goes by.
+    names: HashMap<KeyId, NodeId>,
+    tombs: Tombs,
+    introducers: Introducers,
 }
 
 impl Membership {
     /// A node of our configuration; it is shown before it was ever seen.
     pub fn configured(&mut self, node: &NodeId) {
-        self.members.entry(node.clone()).or_default();
+        self.members.entry(node.clone()).or_default().configured = true;
     }
 
     /// A link to a node is up.
@@ -53,7 +144,10 @@ impl Membership {
         let member = self.members.entry(peer.node.clone()).or_default();
         if member.key != Some(peer.key) {
             // Another key is another node, whatever its name: nothing it said before counts.
-            member.record = None;
+            if let Some(old) = member.key {
+                self.names.remove(&old.id());
+            }
+            member.forget_records();
             member.descriptor = Arc::new(Descriptor {
                 software: software.to_owned(),
                 ..Descriptor::default()
@@ -61,6 +155,7 @@ impl Membership {
         }
         member.key = Some(peer.key);
         member.level = Some(peer.level);
+        member.introducer = None;
         member.linked = true;
         member.latency_ms = None;
         member.last_seen = Some(now);
@@ -77,7 +172,7 @@ impl Membership {
         }
     }
 
-    /// Why a configured node cannot be reached. True when that is new.
+    /// Why a configured node cannot be reached over a link of ours. True when that is new.
     pub fn problem(&mut self, node: &NodeId, problem: &str) -> bool {
         let member = self.members.entry(node.clone()).or_default();
         if member.linked || member.problem.as_deref() == Some(problem) {
@@ -87,10 +182,21 @@ impl Membership {
         true
     }
 
-    /// Our operator trusts a node more or less than before.
-    pub fn level(&mut self, node: &NodeId, level: Level) {
-        if let Some(member) = self.members.get_mut(node) {
-            member.level = Some(level);
+    /// Asks the trust store about everybody anew, after it has changed.
+    pub fn judge_again(&mut self, trust: &TrustStore, now: Instant) {
+        for (node, member) in &mut self.members {
+            let Some(key) = member.key else { continue };
+            if let Ok(level) = trust.see(node, &key) {
+                member.level = Some(level);
+            } else {
+                // Its links end elsewhere.
+                if let Some(version) = member.newest() {
+                    self.tombs.bury(key.id(), version, now);
+                }
+                self.names.remove(&key.id());
+                member.forget_records();
+                member.level = None;
+            }
         }
     }
 
@@ -102,26 +208,193 @@ impl Membership {
         }
     }
 
-    /// A verified statement of `node` about itself.
-    pub fn told(&mut self, node: &NodeId, statement: Statement) -> Outcome {
-        let member = self.members.entry(node.clone()).or_default();
-        if let Some((version, payload)) = &member.record {
-            if statement.version < *version {
-                return Outcome::Old;
+    /// What speaks against a claim before its signature is looked at; none when it may be news.
+    fn stale(&self, claim: &Claim, body: &[u8]) -> Option<Outcome> {
+        let id = claim.key.id();
+        if self.tombs.covers(&id, claim.version) {
+            return Some(Outcome::Old);
+        }
+        let name = self.names.get(&id)?;
+        let member = self.members.get(name)?;
+        if *name != claim.node {
+            // The node goes by another name now. Whichever is newer counts.
+            let newest = member.newest()?;
+            return (newest >= claim.version).then_some(Outcome::Old);
+        }
+        let held = match claim.kind {
+            RecordKind::Leave => return (member.newest()? > claim.version).then_some(Outcome::Old),
+            kind => member.records[kind as usize].as_ref()?,
+        };
+        match held.version.cmp(&claim.version) {
+            std::cmp::Ordering::Greater => Some(Outcome::Old),
+            std::cmp::Ordering::Equal if held.signed.body == body => Some(Outcome::Old),
+            std::cmp::Ordering::Equal => Some(Outcome::Equivocation),
+            std::cmp::Ordering::Less => None,
+        }
+    }
+
+    /// Takes a record that `from` passed on. Its signature is checked only if it could be news.
+    ///
+    /// # Errors
+    /// [`RecordError`]; the record changes nothing then.
+    pub fn take(
+        &mut self,
+        claim: &Claim,
+        (header, body): (&[u8], &[u8]),
+        from: &Introducer,
+        trust: &TrustStore,
+        now: Instant,
+    ) -> Result<Outcome, RecordError> {
+        let stale = self.stale(claim, body);
+        if stale == Some(Outcome::Old) {
+            return Ok(Outcome::Old);
+        }
+        let payload = signed::verify(claim, header, body)?;
+        if let Some(outcome) = stale {
+            return Ok(outcome);
+        }
+        let said = Said::read(claim.kind, payload).ok_or(RecordError::Malformed)?;
+        let Ok(level) = trust.see(&claim.node, &claim.key) else {
+            return Ok(Outcome::Refused);
+        };
+        if !self.admit(claim, level, from, now) {
+            if level == Level::Seen && !self.names.contains_key(&claim.key.id()) {
+                trust.forget(&claim.node, &claim.key);
             }
-            if statement.version == *version {
-                return if *payload == statement.payload {
-                    Outcome::Old
-                } else {
-                    Outcome::Equivocation
-                };
+            return Ok(Outcome::Limited);
+        }
+        self.keep(claim, Signed::copied(header, body), said, level, now);
+        if level == Level::Seen
+            && claim.node != from.node
+            && let Some(member) = self.members.get_mut(&claim.node)
+        {
+            member.introducer.get_or_insert_with(|| from.node.clone());
+        }
+        Ok(Outcome::News)
+    }
+
+    /// Whether there is room for a node's records. A node that is pinned always finds some.
+    fn admit(&mut self, claim: &Claim, level: Level, from: &Introducer, now: Instant) -> bool {
+        let id = claim.key.id();
+        if let Some(old) = self.names.get(&id).filter(|old| **old != claim.node) {
+            // Renamed: the old name's records are superseded, whoever of us heard of it first.
+            let old = old.clone();
+            self.names.remove(&id);
+            if let Some(member) = self.members.get_mut(&old) {
+                member.forget_records();
+            }
+            self.drop_if_unmet(&old);
+        }
+        if self.names.contains_key(&id) {
+            return true;
+        }
+        if self.names.len() >= crate::wire::limits::MESH_NODES && !self.make_room(level) {
+            return false;
+        }
+        if level > Level::Seen || claim.node == from.node {
+            return true;
+        }
+        let brought = self
+            .members
+            .values()
+            .filter(|member| member.introducer.as_ref() == Some(&from.node))
+            .count();
+        self.introducers.allow(from, brought, now)
+    }
+
+    /// Makes room for a pinned node by forgetting one that was never met.
+    fn make_room(&mut self, level: Level) -> bool {
+        if level == Level::Seen {
+            return false;
+        }
+        let unmet = self
+            .members
+            .iter()
+            .find(|(_, member)| member.level == Some(Level::Seen) && !member.linked)
+            .map(|(node, _)| node.clone());
+        let Some(node) = unmet else { return false };
+        if let Some(key) = self.members.remove(&node).and_then(|member| member.key) {
+            self.names.remove(&key.id());
+        }
+        true
+    }
+
+    fn keep(&mut self, claim: &Claim, signed: Signed, said: Said, level: Level, now: Instant) {
+        let id = claim.key.id();
+        if claim.kind == RecordKind::Leave {
+            self.tombs.leave(id, claim.version, signed, now);
+            // Its links still carry what it finishes; they go with it.
+            if let Some(member) = self.members.get_mut(&claim.node) {
+                member.left = Some(now);
+                member.records = [None, None];
+            }
+            return;
+        }
+        self.tombs.lift(&id);
+        let member = self.members.entry(claim.node.clone()).or_default();
+        if member.key != Some(claim.key) {
+            member.forget_records();
+            member.descriptor = Arc::default();
+        }
+        member.key = Some(claim.key);
+        member.level = Some(level);
+        member.left = None;
+        member.fresh = Some(now);
+        // For people to look at, never compared with anything.
+        member.last_seen = Some(SystemTime::now());
+        match said {
+            Said::Descriptor(descriptor) => member.descriptor = Arc::new(descriptor),
+            Said::LinkState(links) => member.links = Arc::new(links),
+            Said::Leave => {}
+        }
+        member.records[claim.kind as usize] = Some(Held {
+            version: claim.version,
+            signed,
+        });
+        self.names.insert(id, claim.node.clone());
+    }
+
+    /// Forgets what is too old (protocol 6.1, 6.4): records that their node did not sign anew, links
+    /// of those that left, tombstones.
+    pub fn expire(&mut self, trust: &TrustStore, now: Instant) -> bool {
+        let mut forgotten = Vec::new();
+        let mut changed = self.tombs.expire(now, TOMBSTONE_AGE);
+        for (node, member) in &mut self.members {
+            let age = |since: Option<Instant>| since.map(|at| now.saturating_duration_since(at));
+            let gone = age(member.left).is_some_and(|age| age >= LEFT_LINKS);
+            let silent =
+                !member.linked && age(member.fresh).is_some_and(|age| age >= RECORD_EXPIRY);
+            if !gone && !silent {
+                continue;
+            }
+            if let (Some(key), Some(version)) = (member.key, member.newest()) {
+                self.tombs.bury(key.id(), version, now);
+            }
+            if let Some(key) = member.key {
+                self.names.remove(&key.id());
+            }
+            let left = member.left.is_some();
+            member.forget_records();
+            if left && !member.linked {
+                member.problem = Some("has left the mesh".to_owned());
+            }
+            forgotten.push(node.clone());
+            changed = true;
+        }
+        for node in forgotten {
+            if let Some(key) = self.drop_if_unmet(&node) {
+                trust.forget(&node, &key);
             }
         }
-        // A copy: the payload is a slice of a whole read buffer.
-        let payload = bytes::Bytes::copy_from_slice(&statement.payload);
-        member.record = Some((statement.version, payload));
-        member.descriptor = Arc::new(statement.descriptor);
-        Outcome::News
+        self.introducers.tidy(now);
+        changed
+    }
+
+    /// Forgets a node that nobody here has met, and gives its key.
+    fn drop_if_unmet(&mut self, node: &NodeId) -> Option<PublicKey> {
+        let member = self.members.get(node)?;
+        let unmet = member.level == Some(Level::Seen) && !member.linked && !member.configured;
+        unmet.then(|| self.members.remove(node)?.key)?
     }
 
     /// Whether a node is known at all.
@@ -130,109 +403,141 @@ impl Membership {
         self.members.contains_key(node)
     }
 
+    /// Whether records of a node live here.
+    #[must_use]
+    pub fn hears_of(&self, node: &NodeId) -> bool {
+        self.members
+            .get(node)
+            .is_some_and(|member| member.fresh.is_some() && member.left.is_none())
+    }
+
+    /// Whether a node goes away on purpose.
+    #[must_use]
+    pub fn leaves(&self, node: &NodeId) -> bool {
+        self.members
+            .get(node)
+            .is_some_and(|member| member.left.is_some())
+    }
+
     /// Why a node is not reached.
     #[must_use]
     pub fn why_not(&self, node: &NodeId) -> Option<&str> {
         self.members.get(node)?.problem.as_deref()
     }
 
-    /// A snapshot.
+    /// Nodes with records.
     #[must_use]
-    pub fn view(&self) -> View {
+    pub fn count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The latest record of one kind and key.
+    #[must_use]
+    pub fn record(&self, item: &Item) -> Option<&Signed> {
+        if item.kind == RecordKind::Leave {
+            return self.tombs.record(&item.key);
+        }
+        let member = self.members.get(self.names.get(&item.key)?)?;
+        member.records[item.kind as usize]
+            .as_ref()
+            .map(|held| &held.signed)
+    }
+
+    /// Everything that can be passed on, with its version.
+    pub fn items(&self) -> impl Iterator<Item = (Item, Version)> + '_ {
+        let records = self.members.values().flat_map(|member| {
+            let key = member.key.map(|key| key.id());
+            let kinds = [RecordKind::Descriptor, RecordKind::LinkState];
+            kinds.into_iter().filter_map(move |kind| {
+                let held = member.records[kind as usize].as_ref()?;
+                Some((Item { kind, key: key? }, held.version))
+            })
+        });
+        records.chain(self.tombs.items())
+    }
+
+    /// Whether a record of this kind, key and version would be news, as far as its number tells.
+    #[must_use]
+    pub fn lacks(&self, item: &Item, version: Version) -> bool {
+        if self.tombs.covers(&item.key, version) {
+            return false;
+        }
+        let Some(member) = self.names.get(&item.key).and_then(|n| self.members.get(n)) else {
+            return true;
+        };
+        match item.kind {
+            RecordKind::Leave => member.newest().is_none_or(|newest| newest < version),
+            kind => member.records[kind as usize]
+                .as_ref()
+                .is_none_or(|held| held.version < version),
+        }
+    }
+
+    /// Every node with a link state.
+    pub fn vertices(&self) -> impl Iterator<Item = Vertex<'_>> {
+        self.members.iter().filter_map(|(node, member)| {
+            Some(Vertex {
+                node,
+                key: member.key?.id(),
+                links: &member.links,
+                stays: member.left.is_none(),
+            })
+        })
+    }
+
+    /// A snapshot; `passage` says how nodes are reached.
+    #[must_use]
+    pub fn view(&self, passage: impl Fn(&NodeId) -> Option<Passage>) -> View {
         let nodes = self.members.iter().map(|(node, member)| {
+            let passage = passage(node);
+            let reach = match &passage {
+                _ if member.linked => Reach::Direct,
+                Some(passage) if passage.via.is_some() => Reach::Relay,
+                _ => Reach::Unreachable,
+            };
+            let relayed = passage.filter(|_| reach == Reach::Relay);
+            let problem = member.problem.clone();
             let view = NodeView {
                 node: node.clone(),
                 key_id: member.key.map(|key| key.id()),
                 level: member.level,
-                reach: if member.linked {
-                    Reach::Direct
-                } else {
-                    Reach::Unreachable
+                reach,
+                latency_ms: match &relayed {
+                    Some(passage) => passage.latency_ms,
+                    None => member.latency_ms,
                 },
-                reachable_via: None,
-                latency_ms: member.latency_ms,
+                reachable_via: relayed.and_then(|passage| passage.via),
                 descriptor: member.descriptor.clone(),
+                load: member.links.load,
                 last_seen: member.last_seen,
-                problem: member.problem.clone(),
+                // That a link of our own fails matters to nobody while a relay leads there.
+                problem: problem.filter(|_| reach != Reach::Relay),
             };
             (node.clone(), view)
         });
         View {
             nodes: nodes.collect(),
-            ..View::default()
+            links: BTreeMap::new(),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mesh::testkit::{node, peer};
+/// How long the links of a node that has left still count: it finishes what runs, at most this long.
+const LEFT_LINKS: std::time::Duration = std::time::Duration::from_secs(60);
 
-    fn statement(version: Version, software: &str) -> Statement {
-        Statement {
-            version,
-            payload: software.as_bytes().to_vec().into(),
-            descriptor: Descriptor {
-                software: software.into(),
-                ..Descriptor::default()
-            },
+/// What a payload says.
+enum Said {
+    Descriptor(Descriptor),
+    LinkState(LinkState),
+    Leave,
+}
+
+impl Said {
+    fn read(kind: RecordKind, payload: &[u8]) -> Option<Self> {
+        match kind {
+            RecordKind::Descriptor => descriptor::read(payload).map(Self::Descriptor),
+            RecordKind::LinkState => LinkState::read(payload).map(Self::LinkState),
+            RecordKind::Leave => Some(Self::Leave),
         }
-    }
-
-    #[test]
-    fn newest_statement_wins_and_equivocation_keeps_the_first() {
-        let mut members = Membership::default();
-        let a = node("a");
-        assert_eq!(members.told(&a, statement((1, 2), "two")), Outcome::News);
-        assert_eq!(members.told(&a, statement((1, 1), "one")), Outcome::Old);
-        assert_eq!(members.told(&a, statement((1, 2), "two")), Outcome::Old);
-        assert_eq!(
-            members.told(&a, statement((1, 2), "lie")),
-            Outcome::Equivocation
-        );
-        assert_eq!(members.view().nodes[&a].descriptor.software, "two");
-        assert_eq!(members.told(&a, statement((2, 0), "new")), Outcome::News);
-    }
-
-    #[test]
-    fn configured_node_is_shown_before_during_and_after_its_link() {
-        let mut members = Membership::default();
-        let now = SystemTime::UNIX_EPOCH;
-        let a = node("a");
-        members.configured(&a);
-        assert!(members.problem(&a, "connection refused"));
-        assert!(!members.problem(&a, "connection refused"), "told once");
-        let view = |members: &Membership| members.view().nodes[&a].clone();
-        assert_eq!(view(&members).reach, Reach::Unreachable);
-        assert_eq!(
-            view(&members).problem.as_deref(),
-            Some("connection refused")
-        );
-        members.up(&peer("a", 1), "clawmatrix/1", now);
-        members.alive(&a, Some(1.5), now);
-        let up = view(&members);
-        assert_eq!(
-            (up.reach, up.problem, up.latency_ms),
-            (Reach::Direct, None, Some(1.5))
-        );
-        members.told(&a, statement((1, 1), "said"));
-        members.down(&a, "connection closed".into(), now);
-        let down = view(&members);
-        assert_eq!((down.reach, down.latency_ms), (Reach::Unreachable, None));
-        assert_eq!(down.descriptor.software, "said", "kept while it is away");
-    }
-
-    #[test]
-    fn another_key_starts_from_nothing() {
-        let mut members = Membership::default();
-        members.up(&peer("a", 1), "one", SystemTime::UNIX_EPOCH);
-        members.told(&node("a"), statement((9, 9), "said"));
-        members.up(&peer("a", 2), "two", SystemTime::UNIX_EPOCH);
-        assert_eq!(members.view().nodes[&node("a")].descriptor.software, "two");
-        assert_eq!(
-            members.told(&node("a"), statement((1, 1), "new")),
-            Outcome::News
-        );
     }
 }

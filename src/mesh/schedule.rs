@@ -1,19 +1,24 @@
 //! What a link sends next (protocol 5.5). Pure: no clock, no tasks.
 //!
-//! Control frames go first; the rest takes turns by deficit round robin over lanes. A lane is one
-//! flow in one class: while a link carries only its own two nodes there is one flow, relays add
-//! others by their key without a change here. Interactive lanes get four times the bytes of bulk
-//! lanes. A frame that is taken out is sent; nothing here drops one.
+//! Control frames of this node go first; the rest takes turns by deficit round robin over lanes. A
+//! lane is one flow in one class. Control frames that are passed on for others have lanes too: in the
+//! queue that goes first they could hold up this node's own, and its overflow ends the link.
+//! Interactive lanes get four times the bytes of bulk lanes. A frame that is taken out is sent;
+//! nothing here drops one.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::BytesMut;
 
 use crate::wire::{
-    limits::{CONTROL_QUEUE_FRAMES, FLOW_QUEUE_BYTES, LINK_QUEUE_BYTES},
+    limits::{CONTROL_QUEUE_FRAMES, FLOW_QUEUE_BYTES, LINK_QUEUE_BYTES, NODE_QUEUE_BYTES},
     record::Class,
 };
 
@@ -47,20 +52,35 @@ pub struct Schedule<F> {
     // Lanes that have frames, in turn; each once.
     turns: VecDeque<(F, Class)>,
     bytes: usize,
+    /// Bytes that wait on all links of the node.
+    of_node: Arc<AtomicUsize>,
 }
 
-impl<F> Default for Schedule<F> {
+impl<F: Copy + Eq + Hash> Default for Schedule<F> {
     fn default() -> Self {
+        Self::counted(Arc::default())
+    }
+}
+
+impl<F> Drop for Schedule<F> {
+    fn drop(&mut self) {
+        self.of_node.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl<F: Copy + Eq + Hash> Schedule<F> {
+    /// Empty queues that count what waits in `of_node` too, with those of other links.
+    #[must_use]
+    pub fn counted(of_node: Arc<AtomicUsize>) -> Self {
         Self {
             control: VecDeque::new(),
             lanes: HashMap::new(),
             turns: VecDeque::new(),
             bytes: 0,
+            of_node,
         }
     }
-}
 
-impl<F: Copy + Eq + Hash> Schedule<F> {
     /// Queues one frame of `flow`. A frame larger than what is left of a lane is still taken while
     /// the lane is below its limit, so that the limit is never a deadlock.
     ///
@@ -74,7 +94,15 @@ impl<F: Copy + Eq + Hash> Schedule<F> {
             self.control.push_back(frame);
             return Ok(());
         }
-        if !self.room(flow, class) {
+        self.push_relayed(flow, class, frame)
+    }
+
+    /// Queues one frame that is passed on for others: whatever its class, in a lane of its flow.
+    ///
+    /// # Errors
+    /// [`Refused::Full`]; the frame is lost then.
+    pub fn push_relayed(&mut self, flow: F, class: Class, frame: BytesMut) -> Result<(), Refused> {
+        if !self.lane_room(flow, class) {
             return Err(Refused::Full);
         }
         let lane = self.lanes.entry((flow, class)).or_default();
@@ -83,6 +111,7 @@ impl<F: Copy + Eq + Hash> Schedule<F> {
         }
         lane.bytes += frame.len();
         self.bytes += frame.len();
+        self.of_node.fetch_add(frame.len(), Ordering::Relaxed);
         lane.frames.push_back(frame);
         Ok(())
     }
@@ -90,8 +119,22 @@ impl<F: Copy + Eq + Hash> Schedule<F> {
     /// Whether a frame of `flow` would be taken.
     #[must_use]
     pub fn room(&self, flow: F, class: Class) -> bool {
+        class == Class::Control || self.lane_room(flow, class)
+    }
+
+    /// Whether a frame that is passed on for others would be taken.
+    #[must_use]
+    pub fn lane_room(&self, flow: F, class: Class) -> bool {
         let used = self.lanes.get(&(flow, class)).map_or(0, |lane| lane.bytes);
-        class == Class::Control || (used < FLOW_QUEUE_BYTES && self.bytes < LINK_QUEUE_BYTES)
+        used < FLOW_QUEUE_BYTES
+            && self.bytes < LINK_QUEUE_BYTES
+            && self.of_node.load(Ordering::Relaxed) < NODE_QUEUE_BYTES
+    }
+
+    /// How many more control frames of this node fit.
+    #[must_use]
+    pub fn control_room(&self) -> usize {
+        CONTROL_QUEUE_FRAMES - self.control.len().min(CONTROL_QUEUE_FRAMES)
     }
 
     /// Takes the next frame if it has at most `limit` bytes.
@@ -119,6 +162,7 @@ impl<F: Copy + Eq + Hash> Schedule<F> {
             lane.deficit -= next;
             lane.bytes -= next;
             self.bytes -= next;
+            self.of_node.fetch_sub(next, Ordering::Relaxed);
             if lane.frames.is_empty() {
                 // An idle lane keeps no credit, else it could burst later.
                 self.lanes.remove(&turn);
@@ -142,7 +186,7 @@ impl<F: Copy + Eq + Hash> Schedule<F> {
 
     /// Drops everything.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self::counted(self.of_node.clone());
     }
 }
 
@@ -224,6 +268,20 @@ mod tests {
             schedule.push(0, Class::Control, frame(0, 10)),
             Err(Refused::ControlOverflow)
         );
+    }
+
+    #[test]
+    fn relayed_control_frames_never_hold_up_our_own() {
+        let mut schedule = Schedule::default();
+        while schedule
+            .push_relayed(1, Class::Control, frame(1, 1000))
+            .is_ok()
+        {}
+        assert!(schedule.bytes() < FLOW_QUEUE_BYTES + 1000);
+        schedule.push(0, Class::Control, frame(0, 10)).unwrap();
+        assert_eq!(schedule.pop(ANY).unwrap()[0], 0);
+        assert_eq!(schedule.control_room(), CONTROL_QUEUE_FRAMES);
+        assert_eq!(schedule.pop(ANY).unwrap()[0], 1);
     }
 
     proptest! {

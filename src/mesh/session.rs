@@ -68,6 +68,8 @@ pub trait Session: Send + Sync + fmt::Debug {
     fn send(&self, class: Class, json: &[u8], data: &[u8]) -> Result<(), SendError>;
     /// Resolves when the queue of `class` may have room again, or the session has ended.
     fn room(&self, class: Class) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Frames sent in it time out: another way, if there is one, is tried first for a while.
+    fn stalled(&self) {}
     /// Ends the session because the other side broke the protocol; `reason` goes to the log.
     fn fail(&self, reason: &'static str);
 }
@@ -85,6 +87,10 @@ pub trait SessionHandler: Send + Sync + fmt::Debug {
     /// Frames on their way may be lost, because the way they took is gone and another one is there:
     /// send again what matters.
     fn rerouted(&self, session: &Arc<dyn Session>) {
+        let _ = session;
+    }
+    /// A relay says that it dropped a frame, which may not be true: look what may be missing.
+    fn dropped(&self, session: &Arc<dyn Session>) {
         let _ = session;
     }
     /// The session has ended; no further call for it follows.

@@ -13,6 +13,7 @@
 mod answering;
 mod hellos;
 mod live;
+mod notices;
 mod opening;
 #[cfg(test)]
 mod tests;
@@ -48,15 +49,14 @@ use super::{
 };
 use crate::{
     drain::Tasks,
-    ids::{Boot, LinkId, NodeId, SessionId, hex, unhex},
+    ids::{Boot, LinkId, NodeId, SessionId},
     trust::TrustStore,
     wire::{
         code::{Code, Failure},
         frame::{RoutedHeader, Ulid, put_routed},
-        json,
         limits::{
-            HANDSHAKE_MESSAGE_BYTES, HELLO_TIMEOUT, NOTICES_PER_SECOND, OPENING_SESSIONS,
-            RESET_EVERY, SESSION_AGE, SESSION_IDLE, SESSIONS_PER_PEER,
+            HANDSHAKE_MESSAGE_BYTES, HELLO_TIMEOUT, OPENING_SESSIONS, RESET_EVERY, SESSION_AGE,
+            SESSION_IDLE, SESSIONS_PER_PEER,
         },
         record::{self, Kind, LENGTH_BYTES},
     },
@@ -189,15 +189,6 @@ pub(super) struct Sessions(Arc<Shared>);
 struct Typed<'a> {
     #[serde(borrow, rename = "type")]
     kind: std::borrow::Cow<'a, str>,
-}
-
-/// A relay's or destination's hint (protocol 5.3).
-#[derive(Deserialize)]
-struct Notice<'a> {
-    #[serde(borrow)]
-    y: std::borrow::Cow<'a, str>,
-    #[serde(borrow, default)]
-    s: Option<std::borrow::Cow<'a, str>>,
 }
 
 impl Sessions {
@@ -408,6 +399,13 @@ impl Sessions {
         }
     }
 
+    /// Messages to `node` remain without an answer.
+    fn blame_hop(&self, node: &NodeId) {
+        if let Some(hop) = self.0.hops.get(node.as_str()).filter(|hop| !hop.direct) {
+            self.0.hops.blame(&hop.link.neighbour().node);
+        }
+    }
+
     /// Sends a message of a handshake to `node`, the way that leads there, else over `link`.
     fn say(&self, node: &NodeId, tie: &SessionId, text: &str, link: Option<&Arc<Link>>) {
         self.send_plain(node, Kind::RoutedHandshake, tie, text.as_bytes(), link);
@@ -435,59 +433,6 @@ impl Sessions {
         debug_assert!(buffer.len() > LENGTH_BYTES);
         // A message for which there is no room is sent again, or was a hint.
         let _ = link.push(flow(us.as_str(), node.as_str()), Class::Interactive, buffer);
-    }
-
-    /// Tells the origin of a frame that its session is unknown here (protocol 4.5).
-    fn say_reset(&self, header: &RoutedHeader<'_>) {
-        let Ok(origin) = header.f.parse::<NodeId>() else {
-            return;
-        };
-        {
-            let now = Instant::now();
-            let mut table = self.table();
-            if table.notices.len() >= NOTICED {
-                return;
-            }
-            let bucket = table
-                .notices
-                .entry(origin.clone())
-                .or_insert_with(|| Bucket::new(NOTICES_PER_SECOND, NOTICES_PER_SECOND, now));
-            if !bucket.take_strictly(now) {
-                return;
-            }
-        }
-        let body = format!("{{\"y\":\"e2e_reset\",\"s\":\"{}\"}}", hex(&header.s.0));
-        #[cfg(debug_assertions)]
-        crate::wire::shapes::assert_written("notice", "y", body.as_bytes());
-        let nobody = SessionId([0; 16]);
-        self.send_plain(&origin, Kind::RoutedNotice, &nobody, body.as_bytes(), None);
-    }
-
-    /// A hint that something is wrong with a session of ours: it costs a handshake at most.
-    fn notice(&self, link: &Arc<Link>, frame: &Arrived) {
-        let named = || {
-            let header = RoutedHeader::decode(frame.header()).ok()?;
-            let notice: Notice<'_> = json::parse(frame.body()).ok()?;
-            let reset = notice.y == "e2e_reset";
-            let sid = SessionId(unhex(notice.s.as_deref()?).ok()?);
-            let live = self.table().live.get(&sid).cloned()?;
-            (reset && header.f == live.node().as_str()).then_some(live)
-        };
-        let Some(live) = named() else {
-            link.drops.count(Reason::BadNotice);
-            return;
-        };
-        let due = {
-            let mut table = self.table();
-            let peers = table.peers.entry(live.node().clone()).or_default();
-            // A newer one is there already, or this one is alive whatever the hint says.
-            let newest = peers.live.last().is_some_and(|last| last.id() == live.id());
-            newest && !live.just_heard() && peers.resets.due(Instant::now())
-        };
-        if due {
-            // The old session stays until the new one is there: the hint may be a lie.
-            let _ = self.open(live.node());
-        }
     }
 
     /// Enters a session whose handshake has just ended. Those of an earlier process of that node

@@ -194,6 +194,14 @@ impl LinkOwner for Recorder {
         self.note(Event::Gossip);
         Ok(())
     }
+    fn compared(
+        &self,
+        _: &Arc<Link>,
+        _: super::gossip::Comparison<'_>,
+    ) -> Result<(), &'static str> {
+        self.note(Event::Gossip);
+        Ok(())
+    }
     fn goaway(&self, _: &Arc<Link>) {
         self.note(Event::Goaway);
     }
@@ -207,6 +215,14 @@ impl LinkOwner for Recorder {
 
 pub(crate) fn node(name: &str) -> NodeId {
     name.parse().unwrap()
+}
+
+pub(crate) fn peer_with(node: &NodeId, key: PublicKey) -> Peer {
+    Peer {
+        node: node.clone(),
+        key,
+        ..peer("x", 0)
+    }
 }
 
 pub(crate) fn peer(name: &str, key: u8) -> Peer {
@@ -252,6 +268,7 @@ pub(crate) fn setup(a: bool, rekey_after: u64) -> Setup {
         recv_key: Secret::new(recv_key),
         heartbeat: Duration::from_secs(15),
         rekey_after,
+        queued: Arc::default(),
     }
 }
 

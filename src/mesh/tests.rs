@@ -5,6 +5,7 @@ mod door;
 mod duplicates;
 mod field;
 mod flood;
+mod relayed;
 mod resume;
 mod secure;
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::carriage::Carriage;
+use super::{carriage::Carriage, linkstate::Load};
 use crate::{crypto::identity::KeyId, ids::NodeId, trust::Level};
 
 /// What a node says of itself (payload of a `desc` record, protocol 6.1). Nothing in it grants a
@@ -100,6 +100,8 @@ pub struct NodeView {
     pub latency_ms: Option<f64>,
     /// What it says of itself.
     pub descriptor: Arc<Descriptor>,
+    /// How busy it says it is.
+    pub load: Option<Load>,
     /// When something authenticated last came from it.
     pub last_seen: Option<SystemTime>,
     /// Why it is not reached, for the operator: `secrets differ`, `connection refused`.

@@ -87,6 +87,7 @@ mod tests {
             reachable_via: None,
             latency_ms: None,
             descriptor: Arc::new(descriptor),
+            load: None,
             last_seen: None,
             problem: None,
         };

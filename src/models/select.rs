@@ -255,6 +255,7 @@ mod tests {
                     .collect(),
                 ..Descriptor::default()
             }),
+            load: None,
             last_seen: None,
             problem: Some("secrets differ".into()),
         }

@@ -108,6 +108,7 @@ mod tests {
                 tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
                 ..Descriptor::default()
             }),
+            load: None,
             last_seen: None,
             problem: None,
         };

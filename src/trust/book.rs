@@ -44,6 +44,9 @@ pub(super) struct Book {
     explicit: bool,
     configured: BTreeMap<String, Configured>,
     pins: BTreeMap<String, Named>,
+    /// Keys that signed a record and are not pinned, held while the record lives. Their number is
+    /// bounded by membership.
+    seen: BTreeMap<String, (NodeId, PublicKey)>,
     denied: BTreeMap<KeyId, Denial>,
     conflicts: Conflicts,
     /// When the latest new pins were made; at most [`NEW_PINS_PER_MINUTE`].
@@ -84,6 +87,7 @@ impl Book {
             explicit: config.explicit,
             configured,
             pins: stored.pins.into_iter().map(named).collect(),
+            seen: BTreeMap::new(),
             denied: stored.denied,
             conflicts: Conflicts::default(),
             recent: VecDeque::new(),
@@ -112,6 +116,34 @@ impl Book {
         key: &PublicKey,
         now: Instant,
     ) -> Result<Admission, Refusal> {
+        let admission = self.compare(node, key)?;
+        // Names the configuration vouches for always find room.
+        if admission.new && admission.level == Level::Pinned {
+            self.room(now)?;
+        }
+        Ok(admission)
+    }
+
+    /// Judges a name and the key that signed a record for it, and holds the key for that name.
+    pub(super) fn see(&mut self, node: &NodeId, key: &PublicKey) -> Result<Level, Refusal> {
+        let admission = self.compare(node, key)?;
+        if !admission.new || admission.level > Level::Pinned {
+            return Ok(admission.level);
+        }
+        self.seen.insert(node.folded(), (node.clone(), *key));
+        Ok(Level::Seen)
+    }
+
+    /// The record that made `key` known is gone.
+    pub(super) fn forget(&mut self, node: &NodeId, key: &PublicKey) {
+        let folded = node.folded();
+        if self.seen.get(&folded).is_some_and(|(_, held)| held == key) {
+            self.seen.remove(&folded);
+        }
+    }
+
+    /// Compares a name and key with those we hold, whatever room there is for new ones.
+    fn compare(&self, node: &NodeId, key: &PublicKey) -> Result<Admission, Refusal> {
         let (folded, found) = (node.folded(), key.id());
         if self.denied.contains_key(&found) {
             return Err(Refusal::Denied(found));
@@ -143,14 +175,14 @@ impl Book {
             }
         }
         let Some(Named { node: like, pin }) = pinned else {
-            return if self.explicit {
-                Err(Refusal::NotListed {
+            return match self.seen.get(&folded) {
+                Some((like, _)) if like != node => Err(looks_like(like)),
+                Some((_, held)) if held != key => Err(conflict(held, false)),
+                _ if self.explicit => Err(Refusal::NotListed {
                     node: node.clone(),
                     key: *key,
-                })
-            } else {
-                self.room(now)?;
-                Ok(self.admission(&folded, Level::Pinned, true))
+                }),
+                _ => Ok(self.admission(&folded, Level::Pinned, true)),
             };
         };
         if like != node {
@@ -275,6 +307,7 @@ impl Book {
             node: node.clone(),
             pin,
         };
+        self.seen.remove(&node.folded());
         self.pins.insert(node.folded(), named);
         self.conflicts.settle(node);
     }

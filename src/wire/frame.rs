@@ -163,6 +163,18 @@ pub enum LinkHeader<'a> {
     },
     /// The sender closes now, on purpose.
     Bye,
+    /// Hashes of what the sender knows are in the body (protocol 6.4).
+    Digest {
+        /// Whether link states are among it.
+        ls: bool,
+    },
+    /// Versions of what the sender knows are in the body.
+    Vector {
+        /// Whether the receiver is to tell its own in return.
+        ask: bool,
+    },
+    /// Names of records that the sender lacks are in the body.
+    Want,
     /// A type of a later version or of a part not built yet; ignored.
     Unknown,
 }
@@ -177,6 +189,10 @@ struct RawLink<'a> {
     why: Cow<'a, str>,
     #[serde(default)]
     ms: u64,
+    #[serde(default)]
+    ls: bool,
+    #[serde(default)]
+    ask: bool,
 }
 
 impl<'a> LinkHeader<'a> {
@@ -195,6 +211,9 @@ impl<'a> LinkHeader<'a> {
                 ms: raw.ms,
             },
             ("bye", _) => Self::Bye,
+            ("digest", _) => Self::Digest { ls: raw.ls },
+            ("vector", _) => Self::Vector { ask: raw.ask },
+            ("want", _) => Self::Want,
             _ => Self::Unknown,
         })
     }
@@ -217,6 +236,11 @@ impl<'a> LinkHeader<'a> {
                 numbered(buffer, b",\"ms\":", *ms);
             }
             Self::Bye => buffer.put_slice(b"{\"y\":\"bye\"}"),
+            Self::Digest { ls: true } => buffer.put_slice(b"{\"y\":\"digest\",\"ls\":true}"),
+            Self::Digest { ls: false } => buffer.put_slice(b"{\"y\":\"digest\"}"),
+            Self::Vector { ask: true } => buffer.put_slice(b"{\"y\":\"vector\",\"ask\":true}"),
+            Self::Vector { ask: false } => buffer.put_slice(b"{\"y\":\"vector\"}"),
+            Self::Want => buffer.put_slice(b"{\"y\":\"want\"}"),
             Self::Unknown => buffer.put_slice(b"{\"y\":\"\"}"),
         }
         #[cfg(debug_assertions)]
@@ -344,6 +368,11 @@ mod tests {
                 ms: 5000,
             },
             LinkHeader::Bye,
+            LinkHeader::Digest { ls: true },
+            LinkHeader::Digest { ls: false },
+            LinkHeader::Vector { ask: true },
+            LinkHeader::Vector { ask: false },
+            LinkHeader::Want,
         ];
         for header in cases {
             let mut buffer = BytesMut::new();
@@ -351,7 +380,7 @@ mod tests {
             assert_eq!(LinkHeader::decode(&buffer), Ok(header));
         }
         assert_eq!(
-            LinkHeader::decode(br#"{"y":"digest","b64":"x"}"#),
+            LinkHeader::decode(br#"{"y":"later","b64":"x"}"#),
             Ok(LinkHeader::Unknown)
         );
         assert_eq!(

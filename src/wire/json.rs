@@ -61,6 +61,18 @@ pub fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, JsonError> {
     serde_json::from_str(check(bytes)?).map_err(|_| JsonError::Shape)
 }
 
+/// The same for what must be an object: a list would be taken for one without names.
+///
+/// # Errors
+/// [`JsonError`].
+pub fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, JsonError> {
+    if bytes.trim_ascii_start().first() == Some(&b'{') {
+        parse(bytes)
+    } else {
+        Err(JsonError::Shape)
+    }
+}
+
 /// Appends `text` as a JSON string.
 pub fn put_string(buffer: &mut impl bytes::BufMut, text: &str) {
     buffer.put_u8(b'"');

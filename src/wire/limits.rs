@@ -191,6 +191,8 @@ pub const CONTROL_QUEUE_FRAMES: usize = 1024;
 pub const FLOW_QUEUE_BYTES: usize = 512 * KIB;
 /// Bytes waiting for one link.
 pub const LINK_QUEUE_BYTES: usize = 8 * MIB;
+/// Bytes waiting for all links.
+pub const NODE_QUEUE_BYTES: usize = 128 * MIB;
 /// Bytes a link writer hands to the socket at a time.
 pub const WRITE_BATCH_BYTES: usize = 64 * KIB;
 /// Unsent bytes of a link's socket in the kernel, where the system can bound them.
@@ -205,6 +207,8 @@ pub const CLOSE_LINGER: Duration = Duration::from_secs(2);
 pub const LINK_FRAMES_PER_SECOND: u32 = 200;
 /// Burst of [`LINK_FRAMES_PER_SECOND`].
 pub const LINK_FRAMES_BURST: u32 = 4096;
+/// Routed frames a second from one link; above that it is read more slowly.
+pub const ROUTED_FRAMES_PER_SECOND: u32 = 100_000;
 
 // -- 6 membership and links ----------------------------------------------------------------------
 /// Longest descriptor payload.
@@ -217,6 +221,76 @@ pub const DESCRIPTOR_MODELS: usize = 256;
 pub const DESCRIPTOR_TAGS: usize = 64;
 /// Characters of one string in a descriptor.
 pub const DESCRIPTOR_STRING_CHARS: usize = 256;
+/// Longest link-state payload.
+pub const LINK_STATE_BYTES: usize = 32 * KIB;
+/// Links to nodes that do not relay, in a link-state record.
+pub const LINK_STATE_LEAVES: usize = 2000;
+/// Links to relays, in a link-state record: as many as fit beside the leaves with the longest names
+/// would not leave room for those, so fewer.
+pub const LINK_STATE_RELAYS: usize = 64;
+/// Cheapest and dearest link, in milliseconds.
+pub const COST_MIN: u16 = 1;
+/// See [`COST_MIN`].
+pub const COST_MAX: u16 = 10_000;
+/// What a way costs more for each relay on it, in milliseconds.
+pub const RELAY_COST: u32 = 5;
+/// How much dearer a link is while its neighbour may be gone.
+pub const SUSPECT_FACTOR: u16 = 4;
+/// Nodes in a mesh.
+pub const MESH_NODES: usize = 1024;
+/// Nodes known from records alone that one neighbour may bring in.
+pub const SEEN_PER_NEIGHBOUR: usize = 256;
+/// The same for a neighbour that the operator trusts.
+pub const SEEN_PER_TRUSTED: usize = 1024;
+/// New ones a minute from one neighbour, once its link is [`SEEN_SETTLE`] old.
+pub const SEEN_PER_MINUTE: u32 = 60;
+/// A new link may bring in what it knows within this.
+pub const SEEN_SETTLE: Duration = Duration::from_secs(60);
+/// A node signs its records anew this often.
+pub const RECORD_REFRESH: Duration = Duration::from_secs(300);
+/// Records of a node that were not signed anew for this long are forgotten.
+pub const RECORD_EXPIRY: Duration = Duration::from_secs(900);
+/// What is gone is remembered this long, so that nobody brings it back.
+pub const TOMBSTONE_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Keys so remembered.
+pub const GONE_NODES: usize = 4096;
+/// Shortest time between two link-state records of one node; longer in a large mesh.
+pub const LINK_STATE_EVERY: Duration = Duration::from_secs(5);
+/// What [`LINK_STATE_EVERY`] is for each node of the mesh, if that is more.
+pub const LINK_STATE_PER_NODE: Duration = Duration::from_millis(50);
+/// Link-state records in a row when links are lost.
+pub const LINK_STATE_BURST: u32 = 4;
+/// Link-state records wait this long per node of the mesh before they go to a node that does not
+/// relay.
+pub const LEAF_BATCH_PER_NODE: Duration = Duration::from_millis(100);
+/// How often two neighbours compare what they know; a fifth more or less by chance.
+pub const DIGEST_EVERY: Duration = Duration::from_secs(60);
+/// Buckets of a digest.
+pub const DIGEST_BUCKETS: usize = 64;
+/// Bytes of records a second on one link.
+pub const GOSSIP_BYTES_PER_SECOND: u32 = 256 * 1024;
+/// Records a second on one link, below what the neighbour takes ([`LINK_FRAMES_PER_SECOND`]).
+pub const GOSSIP_FRAMES_PER_SECOND: u32 = 150;
+/// Burst of [`GOSSIP_FRAMES_PER_SECOND`].
+pub const GOSSIP_FRAMES_BURST: u32 = 3072;
+/// Routes follow what others say after this.
+pub const ROUTE_DEBOUNCE: Duration = Duration::from_millis(100);
+/// Shortest time between two route computations for that reason.
+pub const ROUTE_EVERY: Duration = Duration::from_millis(500);
+/// What a next hop costs more after frames over it timed out end to end, in milliseconds.
+pub const PENALTY: u32 = 1000;
+/// How long, at first; it doubles with each further time-out.
+pub const PENALTY_TIME: Duration = Duration::from_secs(60);
+/// See [`PENALTY_TIME`].
+pub const PENALTY_TIME_MAX: Duration = Duration::from_secs(3600);
+/// Frames a relay remembers having forwarded, for each link they came over.
+pub const RELAY_MEMORY: usize = 16_384;
+/// How long, at least half of it.
+pub const RELAY_MEMORY_TIME: Duration = Duration::from_secs(120);
+/// Handshake messages a second that a relay forwards from one link.
+pub const RELAYED_HELLOS_PER_SECOND: u32 = 200;
+/// Burst of [`RELAYED_HELLOS_PER_SECOND`].
+pub const RELAYED_HELLOS_BURST: u32 = 1000;
 /// Heartbeat, the default of `hb`.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Answer to an urgent ping before the link is suspect.

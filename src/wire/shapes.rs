@@ -324,6 +324,20 @@ enum Link {
     },
     /// The sender closes now, on purpose.
     Bye {},
+    /// Hashes of what the sender knows are in the body.
+    Digest {
+        /// Whether link states are among it.
+        #[serde(default)]
+        ls: bool,
+    },
+    /// Versions of what the sender knows are in the body.
+    Vector {
+        /// Whether the receiver is to tell its own in return.
+        #[serde(default)]
+        ask: bool,
+    },
+    /// Names of records that the sender lacks are in the body.
+    Want {},
 }
 
 /// Body of a hint to the origin of a frame (protocol 5.3).
@@ -344,6 +358,9 @@ enum Notice {
         i: String,
         /// Why.
         why: String,
+        /// Name of its session, or what ties its handshake together.
+        #[schemars(regex(pattern = HEX16))]
+        s: String,
     },
 }
 
@@ -486,6 +503,9 @@ mod tests {
                 "link-pong",
                 "link-goaway",
                 "link-bye",
+                "link-digest",
+                "link-vector",
+                "link-want",
                 "notice-e2e_reset",
                 "notice-link_drop",
                 "header-routed",

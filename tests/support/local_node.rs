@@ -426,6 +426,7 @@ impl Node {
                 models: other.lent.offers(),
                 ..Descriptor::default()
             }),
+            load: None,
             last_seen: None,
             problem: None,
         };

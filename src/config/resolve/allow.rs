@@ -38,6 +38,14 @@ pub(super) fn allow(
     })
 }
 
+/// Names with `*` and `?` as one set; every name when there is no list.
+pub(super) fn names(check: &mut Check<'_>, path: &str, list: Option<&[Option<String>]>) -> GlobSet {
+    match list {
+        Some(_) => set(&patterns(check, path, list)),
+        None => set(&["*".to_owned()]),
+    }
+}
+
 /// Names with `*` and `?`, each checked.
 pub(super) fn patterns(
     check: &mut Check<'_>,

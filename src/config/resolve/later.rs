@@ -13,14 +13,6 @@ pub(super) fn warn(check: &mut Check<'_>, raw: &RawConfig) {
         ("dialAdvertised", raw.dial_advertised == Some(true)),
         ("routes", raw.routes.as_ref().is_some_and(|r| !r.is_empty())),
         ("telemetry", on(&raw.telemetry)),
-        ("relay", raw.relay == Some(true)),
-        // OpenClaw fills the default in.
-        (
-            "relays",
-            raw.relays
-                .as_ref()
-                .is_some_and(|r| r.iter().any(|name| name.as_deref() != Some("*"))),
-        ),
         ("audit", raw.audit.as_ref().is_some_and(Value::is_object)),
     ];
     for (key, used) in later {

@@ -1,7 +1,10 @@
 //! The reading task of a link: open, decode, hand on. Whatever a neighbour sends ends in a delivered
 //! frame, a counted drop, or the end of this link and nothing else.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout};
 
@@ -11,12 +14,13 @@ use crate::{
     mesh::{
         bucket::Bucket,
         drops::Reason,
+        gossip::Comparison as Said,
         transport::{Message, MessageStream, TransportError},
     },
     wire::{
         close::CloseCode,
         frame::LinkHeader,
-        limits::{BAD_BODIES, BAD_BODY_WINDOW, CLOSE_LINGER},
+        limits::{BAD_BODIES, BAD_BODY_WINDOW, CLOSE_LINGER, ROUTED_FRAMES_PER_SECOND},
         record::{Fixed, Kind, Record},
     },
 };
@@ -24,6 +28,10 @@ use crate::{
 /// Bytes read before other tasks get a turn: records that are already in a buffer never wait for
 /// the socket, so nothing else would interrupt a fast neighbour.
 const YIELD_AFTER_BYTES: usize = 256 * 1024;
+/// Over what time routed frames are counted.
+const PACE_PERIOD: Duration = Duration::from_secs(1);
+/// Pause of a link that has brought too many.
+const PACE_PAUSE: Duration = Duration::from_millis(20);
 /// Messages thrown away while a closed connection winds down.
 const LINGER_MESSAGES: usize = 64;
 
@@ -57,6 +65,7 @@ pub(super) async fn run<R: MessageStream>(lost: Lost, mut stream: R, opener: Ope
         lost: &lost,
         opener,
         bucket: Bucket::for_link(Instant::now()),
+        pace: Pace::default(),
         bad_bodies: 0,
         bad_since: Instant::now(),
     };
@@ -85,8 +94,33 @@ struct Reader<'a> {
     opener: Opener,
     // Link and gossip frames; relayed frames are paced instead.
     bucket: Bucket,
+    pace: Pace,
     bad_bodies: u32,
     bad_since: Instant,
+}
+
+/// Routed frames of one link within a second (protocol 5.5).
+#[derive(Debug, Default)]
+struct Pace {
+    frames: u32,
+    since: Option<Instant>,
+}
+
+impl Pace {
+    fn count(&mut self, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= PACE_PERIOD {
+            *self = Self {
+                frames: 0,
+                since: Some(now),
+            };
+        }
+        self.frames += 1;
+    }
+
+    fn is_over(&self) -> bool {
+        self.frames >= ROUTED_FRAMES_PER_SECOND
+    }
 }
 
 /// Why a record ends the link.
@@ -114,6 +148,10 @@ impl Reader<'_> {
                     since_yield += record.len();
                     match self.record(record) {
                         Ok(()) => {
+                            if self.pace.is_over() {
+                                // TCP pushes back meanwhile; nothing is lost.
+                                tokio::time::sleep(PACE_PAUSE).await;
+                            }
                             if since_yield >= YIELD_AFTER_BYTES {
                                 since_yield = 0;
                                 tokio::task::yield_now().await;
@@ -158,6 +196,7 @@ impl Reader<'_> {
         }
         match fixed.kind {
             Kind::Routed | Kind::RoutedHandshake | Kind::RoutedNotice => {
+                self.pace.count(now);
                 let frame = Arrived {
                     fixed,
                     record: opened,
@@ -205,6 +244,11 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn compared(&self, message: Said<'_>) -> Result<(), Refusal> {
+        let owner = &self.lost.owner;
+        owner.compared(&self.lost.link, message).map_err(protocol)
+    }
+
     fn link_message(&mut self, record: &Record, now: Instant) -> Result<(), Refusal> {
         let link = &self.lost.link;
         match LinkHeader::decode(&record.header).map_err(protocol)? {
@@ -227,6 +271,9 @@ impl Reader<'_> {
             }
             // The close that follows ends the link.
             LinkHeader::Bye => link.going_away.store(true, Ordering::Relaxed),
+            LinkHeader::Digest { ls } => return self.compared(Said::Digest(ls, &record.body)),
+            LinkHeader::Vector { ask } => return self.compared(Said::Vector(ask, &record.body)),
+            LinkHeader::Want => return self.compared(Said::Want(&record.body)),
             LinkHeader::Unknown => link.drops.count(Reason::UnknownLinkType),
         }
         Ok(())

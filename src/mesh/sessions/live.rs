@@ -30,7 +30,7 @@ use crate::{
     wire::{
         frame::{Ulid, put_routed},
         inner,
-        limits::{HEADER_BYTES, SESSION_AGE, SESSION_FRAMES},
+        limits::{HEADER_BYTES, RTO_MIN, SESSION_AGE, SESSION_FRAMES},
         record::{self, FIXED_BYTES, Kind, LENGTH_BYTES},
     },
 };
@@ -71,6 +71,8 @@ struct Used {
     last: Instant,
     /// When a frame of the other side was last opened.
     heard: Option<Instant>,
+    /// When a hint that a frame was dropped was last followed.
+    dropped: Option<Instant>,
 }
 
 /// A session at work. See the module's text.
@@ -122,6 +124,8 @@ fn nonce(n: u64) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
+/// Shortest time between two reactions to frames dropped on the way.
+const DROP_PAUSE: Duration = Duration::from_millis(20);
 /// A node does not forget a session and is back to say so within this time.
 const JUST_NOW: Duration = Duration::from_secs(1);
 
@@ -175,6 +179,7 @@ impl Live {
             used: Mutex::new(Used {
                 last: now,
                 heard: None,
+                dropped: None,
             }),
             confirmed: AtomicBool::new(keys.ours),
             ended: AtomicBool::new(false),
@@ -217,10 +222,11 @@ impl Live {
     /// it began.
     pub(super) fn confirm(&self) -> bool {
         let now = Instant::now();
-        *lock(&self.used) = Used {
-            last: now,
-            heard: Some(now),
-        };
+        {
+            let mut used = lock(&self.used);
+            used.last = now;
+            used.heard = Some(now);
+        }
         !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
     }
 
@@ -274,6 +280,26 @@ impl Live {
             way.generation = generation;
         }
         way.hop.as_ref().map(|hop| hop.link.clone())
+    }
+
+    /// Whether this session has sent the frame with this name.
+    pub(super) fn has_sent(&self, frame: Ulid) -> bool {
+        let n = frame.0.wrapping_sub(self.first_ulid.0);
+        n < u128::from(self.next.load(Ordering::Relaxed))
+    }
+
+    /// Whether a hint that a frame was dropped may be followed now: one in a round trip, for many
+    /// frames are dropped together and a hint may be a lie (T122).
+    pub(super) fn may_follow_drop(&self, now: Instant) -> bool {
+        let pause = self.rtt().unwrap_or(RTO_MIN).max(DROP_PAUSE);
+        let mut used = lock(&self.used);
+        let due = used
+            .dropped
+            .is_none_or(|last| now.saturating_duration_since(last) >= pause);
+        if due {
+            used.dropped = Some(now);
+        }
+        due
     }
 
     /// Whether the way has changed since the last frame so that frames may have been lost.
@@ -403,6 +429,13 @@ impl Session for Live {
                 }
             }
         })
+    }
+
+    fn stalled(&self) {
+        let way = lock(&self.way);
+        if let Some(hop) = way.hop.as_ref().filter(|hop| !hop.direct) {
+            self.hops.blame(&hop.link.neighbour().node);
+        }
     }
 
     fn fail(&self, reason: &'static str) {

@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     Said, Sessions,
     live::{Keys, Live},
+    notices::NO_ROUTE,
 };
 use crate::{
     crypto::{handshake::Initiator, transcript::Carrier},
@@ -57,6 +58,8 @@ pub(super) async fn run(
         heard,
         deadline: Instant::now() + HELLO_TIMEOUT,
         refused: None,
+        astray: 0,
+        sent: 0,
     };
     let outcome = attempt.run(initiator, m1).await;
     let outcome = outcome.ok_or_else(|| {
@@ -65,6 +68,12 @@ pub(super) async fn run(
             .as_ref()
             .map_or_else(|| "no answer".to_owned(), ToString::to_string);
         tracing::info!(peer = %node, why, "no end-to-end session");
+        if attempt.astray >= ASTRAY {
+            return Failure::not_started(
+                Code::NoRoute,
+                format!("node `{node}` is not reachable: no relay knows a way to it"),
+            );
+        }
         Failure::not_started(
             Code::PeerUnreachable,
             format!("node `{node}` opened no session: {why}"),
@@ -72,6 +81,11 @@ pub(super) async fn run(
     });
     done.send_replace(Some(outcome));
 }
+
+/// Hints that no way leads to a node that end an attempt.
+const ASTRAY: u32 = 2;
+/// Messages without an answer after which another way is tried first.
+const BLAMED_AFTER: u32 = 2;
 
 struct Entry<'a> {
     sessions: &'a Sessions,
@@ -92,6 +106,10 @@ struct Attempt<'a> {
     deadline: Instant,
     /// Why the last message was not accepted, for the operator.
     refused: Option<HandshakeError>,
+    /// Hints that no way leads to the node.
+    astray: u32,
+    /// Messages sent so far.
+    sent: u32,
 }
 
 impl Attempt<'_> {
@@ -169,6 +187,14 @@ impl Attempt<'_> {
             tokio::select! {
                 said = timeout_at(self.deadline, self.heard.recv()) => {
                     let said = said.ok()??;
+                    if said.kind == NO_ROUTE {
+                        // Once may be a moment too early: routes follow a new link within a second.
+                        self.astray += 1;
+                        if self.astray >= ASTRAY {
+                            return None;
+                        }
+                        continue;
+                    }
                     if said.kind != kind {
                         // An answer to the message before, which was said more than once.
                         continue;
@@ -182,6 +208,10 @@ impl Attempt<'_> {
                     }
                 }
                 () = sleep_until(again) => {
+                    if self.sent == BLAMED_AFTER {
+                        self.sessions.blame_hop(self.node);
+                    }
+                    self.sent += 1;
                     self.sessions.say(self.node, &self.tie, message, None);
                     // After the last time only the deadline ends it.
                     again = pauses.next().map_or(self.deadline + HELLO_TIMEOUT, |pause| again + *pause);

@@ -30,6 +30,7 @@ use crate::{
     },
     ids::MeshName,
     mesh::{
+        gossip::Comparison,
         handshake::{Established, Params, initiate, respond},
         hops::Hop,
         link::{Ending, LinkOwner, Setup},
@@ -299,6 +300,9 @@ impl LinkOwner for Door {
     fn gossip(&self, _: &Arc<Link>, _: Bytes, _: Bytes) -> Result<(), &'static str> {
         Ok(())
     }
+    fn compared(&self, _: &Arc<Link>, _: Comparison<'_>) -> Result<(), &'static str> {
+        Ok(())
+    }
     fn goaway(&self, _: &Arc<Link>) {}
     fn measured(&self, _: &Arc<Link>) {}
     fn ended(&self, _: &Arc<Link>, _: &Ending) {}
@@ -363,6 +367,7 @@ impl Site {
             recv_key: established.recv_key,
             heartbeat: 15 * SECOND,
             rekey_after: REKEY_RECORDS,
+            queued: Arc::default(),
         };
         let link = Link::new(&setup);
         let door = Arc::new(Door(self.us.node_id.clone(), self.sessions.clone()));

@@ -58,6 +58,7 @@ fn node(name: &str, reach: Reach, models: Vec<ModelOffer>) -> NodeView {
             models,
             ..Descriptor::default()
         }),
+        load: None,
         last_seen: None,
         problem: None,
     }

@@ -6,7 +6,8 @@ use serde_json::Value;
 use super::*;
 use crate::{
     crypto::identity::PublicKey,
-    mesh::{descriptor, testkit::peer},
+    ids::unhex,
+    mesh::{descriptor, signed, testkit::peer},
     wire::{frame::GossipHeader, inner},
 };
 
@@ -135,12 +136,15 @@ fn the_signed_record_of_the_fixture_is_believed() {
     let (record, name) = (&all["gossip"], node("office-01"));
     let (header, body) = (text(record, "header").as_bytes(), bytes(record, "body"));
     let key = PublicKey(key(record, "key"));
-    let statement = descriptor::open(header, &body.clone().into(), &name, &key).unwrap();
-    assert_eq!(statement.payload, text(record, "payload"));
-    assert_eq!(statement.descriptor.software, "clawmatrix/9");
+    let claim = signed::claim(header).unwrap();
+    assert_eq!((&claim.node, claim.key), (&name, key));
+    let payload = signed::verify(&claim, header, &body).unwrap();
+    assert_eq!(payload, text(record, "payload").as_bytes());
+    let descriptor = descriptor::read(payload).unwrap();
+    assert_eq!(descriptor.software, "clawmatrix/9");
     for bit in [0, 16, 20, body.len() * 8 - 20] {
         let mut forged = body.clone();
         forged[bit / 8] ^= 1 << (bit % 8);
-        assert!(descriptor::open(header, &forged.into(), &name, &key).is_err());
+        assert!(signed::verify(&claim, header, &forged).is_err());
     }
 }

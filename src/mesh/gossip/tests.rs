@@ -1,0 +1,236 @@
+//! How news spread. Numbers T.. are those of protocol 10.
+
+use super::{simulation::Net, *};
+use crate::{
+    mesh::testkit::node,
+    wire::limits::{RECORD_EXPIRY, RECORD_REFRESH},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn offer(software: &str) -> Descriptor {
+    Descriptor {
+        software: software.into(),
+        ..Descriptor::default()
+    }
+}
+
+impl Net {
+    fn offers(&mut self, us: usize, software: &str) {
+        self.nodes[us].gossip.set_offer(offer(software));
+        self.flush(us);
+    }
+
+    fn software(&self, a: usize, b: usize) -> Option<String> {
+        let view = self.nodes[a].gossip.members.view(|_| None);
+        let node = view.nodes.get(&self.nodes[b].name)?;
+        Some(node.descriptor.software.clone())
+    }
+}
+
+/// home - cloud - office
+fn three() -> (Net, [usize; 3], [LinkId; 2]) {
+    let mut net = Net::new();
+    let cloud = net.add("cloud", true);
+    let home = net.add("home", false);
+    let office = net.add("office", false);
+    let links = [net.link(home, cloud), net.link(office, cloud)];
+    (net, [home, cloud, office], links)
+}
+
+#[test]
+fn nodes_that_share_a_relay_hear_of_one_another_at_once() {
+    let (mut net, [home, _, office], _) = three();
+    let took = net.until(3 * SECOND, Net::converged);
+    assert!(took < SECOND, "{took:?}");
+    net.offers(office, "office/2");
+    net.until(SECOND, |net| {
+        net.software(home, office).as_deref() == Some("office/2")
+    });
+    assert!(net.nodes[home].gossip.members.hears_of(&node("office")));
+    // The routes follow as well, also at nodes that do not relay.
+    net.until(3 * SECOND, |net| {
+        net.has(home, office, RecordKind::LinkState)
+    });
+}
+
+#[test]
+fn news_take_each_link_once_in_each_direction_at_most() {
+    let (mut net, [_, _, office], _) = three();
+    net.until(3 * SECOND, Net::converged);
+    net.pass(10 * SECOND);
+    let before = net.records;
+    net.offers(office, "office/2");
+    net.pass(2 * SECOND);
+    assert_eq!(net.records - before, 2, "office to cloud, cloud to home");
+    // A ring floods each record over each link, and never back to whom it came from.
+    let mut ring = Net::new();
+    let nodes: Vec<usize> = (0..8).map(|n| ring.add(&format!("r{n}"), true)).collect();
+    for n in 0..8 {
+        ring.link(nodes[n], nodes[(n + 1) % 8]);
+    }
+    ring.until(10 * SECOND, Net::converged);
+    ring.pass(20 * SECOND);
+    let before = ring.records;
+    ring.offers(nodes[0], "new");
+    ring.pass(2 * SECOND);
+    let sent = ring.records - before;
+    assert!((8..=2 * 8 - 8 + 1).contains(&sent), "{sent} of 2E - N + 1");
+}
+
+#[test]
+fn a_lost_link_is_told_at_once_and_costs_are_not() {
+    let (mut net, [home, cloud, office], [_, link]) = three();
+    net.until(3 * SECOND, Net::converged);
+    net.pass(10 * SECOND);
+    net.cut(link);
+    let told = |net: &Net| {
+        let links = net.nodes[home].gossip.members.vertices();
+        let mut cloud_links = links.filter(|v| *v.node == net.nodes[cloud].name);
+        cloud_links
+            .next()
+            .is_some_and(|v| v.links.leaves.len() == 1)
+    };
+    let took = net.until(3 * SECOND, told);
+    assert!(took < SECOND, "{took:?}");
+    assert!(
+        net.software(home, office).is_some(),
+        "known, though not reached"
+    );
+}
+
+#[test]
+fn what_a_partition_held_back_is_made_good() {
+    let (mut net, [home, cloud, office], [link, _]) = three();
+    net.until(3 * SECOND, Net::converged);
+    net.cut(link);
+    net.offers(office, "meanwhile");
+    net.offers(home, "alone");
+    net.pass(30 * SECOND);
+    assert_eq!(net.software(home, office).as_deref(), Some(""));
+    net.link(home, cloud);
+    let took = net.until(5 * SECOND, |net| {
+        net.software(home, office).as_deref() == Some("meanwhile")
+            && net.software(office, home).as_deref() == Some("alone")
+            && net.converged()
+    });
+    assert!(took < 5 * SECOND);
+}
+
+/// T64: every way to cut an eight-node graph in two, for 30 s.
+#[test]
+fn every_partition_heals() {
+    // A cube: each node has three links.
+    for side in 1_u32..128 {
+        let mut net = Net::new();
+        let nodes: Vec<usize> = (0..8).map(|n| net.add(&format!("n{n}"), true)).collect();
+        let mut links = Vec::new();
+        for a in 0..8_usize {
+            for bit in 0..3 {
+                let b = a ^ (1 << bit);
+                if a < b {
+                    links.push((a, b, net.link(nodes[a], nodes[b])));
+                }
+            }
+        }
+        net.until(10 * SECOND, Net::converged);
+        let inside = |n: usize| side >> n & 1 == 1;
+        let crossing: Vec<_> = links
+            .into_iter()
+            .filter(|(a, b, _)| inside(*a) != inside(*b))
+            .collect();
+        for (_, _, link) in &crossing {
+            net.cut(*link);
+        }
+        net.offers(nodes[0], "first");
+        net.offers(nodes[7], "last");
+        net.pass(30 * SECOND);
+        for (a, b, _) in &crossing {
+            net.link(nodes[*a], nodes[*b]);
+        }
+        let took = net.until(10 * SECOND, Net::converged);
+        assert!(took < 5 * SECOND, "side {side:b}: {took:?}");
+    }
+}
+
+/// T73: a node whose state folder was restored from a backup uses lower numbers than before.
+#[test]
+fn a_restored_backup_is_overcome() {
+    let (mut net, [home, cloud, office], [_, link]) = three();
+    let identity = net.nodes[office].identity.clone();
+    net.offers(office, "before");
+    net.until(3 * SECOND, Net::converged);
+    net.nodes[office].gossip.raise(50, net.now);
+    net.flush(office);
+    net.until(3 * SECOND, Net::converged);
+    net.cut(link);
+    let again = net.add_with("office", false, identity, 7);
+    net.nodes[again].gossip.set_offer(offer("after"));
+    net.link(again, cloud);
+    net.until(10 * SECOND, |net| {
+        net.software(home, again).as_deref() == Some("after")
+    });
+}
+
+#[test]
+fn leaving_is_told_and_remembered() {
+    let (mut net, [home, _, office], _) = three();
+    net.until(3 * SECOND, Net::converged);
+    net.nodes[office].gossip.leave();
+    net.flush(office);
+    net.until(SECOND, |net| {
+        net.nodes[home].gossip.members.leaves(&node("office"))
+    });
+    // A node that comes later hears that it is gone, not that it was there.
+    let late = net.add("late", false);
+    net.link(late, 0);
+    net.pass(5 * SECOND);
+    assert!(!net.nodes[late].gossip.members.hears_of(&node("office")));
+}
+
+/// T129: staggered clocks of forgetting do not keep a gone node alive.
+#[test]
+fn a_gone_node_is_forgotten_everywhere() {
+    let mut net = Net::new();
+    let nodes: Vec<usize> = (0..8).map(|n| net.add(&format!("n{n}"), true)).collect();
+    let mut links = Vec::new();
+    for n in 0..8 {
+        links.push(net.link(nodes[n], nodes[(n + 1) % 8]));
+        net.pass(7 * SECOND);
+    }
+    net.until(10 * SECOND, Net::converged);
+    net.cut(links[0]);
+    net.cut(links[7]);
+    let known = |net: &Net| {
+        nodes[1..]
+            .iter()
+            .filter(|n| net.nodes[**n].gossip.members.hears_of(&node("n0")))
+            .count()
+    };
+    net.pass(RECORD_EXPIRY - RECORD_REFRESH);
+    assert_eq!(known(&net), 7);
+    net.pass(RECORD_EXPIRY);
+    assert_eq!(known(&net), 0);
+    net.pass(RECORD_EXPIRY);
+    assert_eq!(known(&net), 0, "and nobody brings it back");
+    let others = || nodes[1..].iter();
+    let all = others().all(|a| others().all(|b| net.has(*a, *b, RecordKind::Descriptor)));
+    assert!(
+        all,
+        "the living are all there after {:?}",
+        net.now - net.start
+    );
+}
+
+#[test]
+fn an_idle_mesh_says_little() {
+    let (mut net, _, _) = three();
+    net.until(3 * SECOND, Net::converged);
+    net.pass(60 * SECOND);
+    let before = net.bytes;
+    let time = Duration::from_secs(600);
+    net.pass(time);
+    let rate = (net.bytes - before) as f64 / time.as_secs_f64();
+    // Two digests of half a kilobyte a minute on each of two links, and three refreshes in 300 s.
+    assert!(rate < 60.0, "{rate} bytes a second");
+}

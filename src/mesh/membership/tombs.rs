@@ -1,0 +1,89 @@
+//! What is remembered of nodes that are gone (protocol 6.1).
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    crypto::identity::KeyId,
+    mesh::signed::{Item, RecordKind, Signed, Version},
+    wire::limits::GONE_NODES,
+};
+
+#[derive(Debug)]
+struct Tomb {
+    version: Version,
+    /// The `leave` by which it went; none when it fell silent.
+    leave: Option<Signed>,
+    since: Instant,
+}
+
+/// The last versions of keys that are gone: nothing up to them is taken again.
+#[derive(Debug, Default)]
+pub(super) struct Tombs(HashMap<KeyId, Tomb>);
+
+impl Tombs {
+    /// Whether a record of `key` with this version is one of a node that is gone.
+    pub(super) fn covers(&self, key: &KeyId, version: Version) -> bool {
+        self.0.get(key).is_some_and(|tomb| version <= tomb.version)
+    }
+
+    /// The node fell silent; `version` was its newest.
+    pub(super) fn bury(&mut self, key: KeyId, version: Version, now: Instant) {
+        if !self.covers(&key, version) {
+            self.put(key, version, None, now);
+        }
+    }
+
+    /// The node has left.
+    pub(super) fn leave(&mut self, key: KeyId, version: Version, leave: Signed, now: Instant) {
+        self.put(key, version, Some(leave), now);
+    }
+
+    fn put(&mut self, key: KeyId, version: Version, leave: Option<Signed>, now: Instant) {
+        if self.0.len() >= GONE_NODES && !self.0.contains_key(&key) {
+            let oldest = self.0.iter().min_by_key(|(key, tomb)| (tomb.since, **key));
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.0.remove(&oldest);
+            }
+        }
+        let since = now;
+        self.0.insert(
+            key,
+            Tomb {
+                version,
+                leave,
+                since,
+            },
+        );
+    }
+
+    /// The node is back.
+    pub(super) fn lift(&mut self, key: &KeyId) {
+        self.0.remove(key);
+    }
+
+    /// The `leave` of a key.
+    pub(super) fn record(&self, key: &KeyId) -> Option<&Signed> {
+        self.0.get(key)?.leave.as_ref()
+    }
+
+    /// Every `leave`.
+    pub(super) fn items(&self) -> impl Iterator<Item = (Item, Version)> + '_ {
+        self.0
+            .iter()
+            .filter(|(_, tomb)| tomb.leave.is_some())
+            .map(|(key, tomb)| {
+                let kind = RecordKind::Leave;
+                (Item { kind, key: *key }, tomb.version)
+            })
+    }
+
+    /// Forgets those older than `age`; true when there were some.
+    pub(super) fn expire(&mut self, now: Instant, age: Duration) -> bool {
+        let before = self.0.len();
+        self.0
+            .retain(|_, tomb| now.saturating_duration_since(tomb.since) < age);
+        self.0.len() < before
+    }
+}
