@@ -190,11 +190,12 @@ impl Node {
             audit.clone(),
             tasks.clone(),
         );
+        let memory = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let limits = Limits {
             request_body_bytes: config.limits.request_body_bytes,
             response_body_bytes: config.limits.response_body_bytes,
-            node_budget_bytes: usize::try_from(config.limits.node_memory_bytes)
-                .unwrap_or(usize::MAX),
+            peer_budget_bytes: memory(config.limits.peer_memory_bytes),
+            node_budget_bytes: memory(config.limits.node_memory_bytes),
         };
         let lineage = Lineage::default();
         let handoff_service = HandoffService::new(

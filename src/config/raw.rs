@@ -127,7 +127,8 @@ pub struct RawConfig {
     #[schemars(title = "TLS")]
     pub tls: Option<Tls>,
 
-    /// Dial addresses that other nodes advertise, not only those in `peers`.
+    /// Dial addresses that other nodes advertise, not only those in `peers`. It has no effect
+    /// in this version.
     #[schemars(title = "Dial advertised addresses", extend("default" = false))]
     pub dial_advertised: Option<bool>,
 
@@ -135,7 +136,7 @@ pub struct RawConfig {
     #[schemars(title = "Outbound")]
     pub outbound: Option<Outbound>,
 
-    /// Aliases, fallback chains and weights, by alias.
+    /// Aliases, fallback chains and weights, by alias. It has no effect in this version.
     #[schemars(title = "Routes", extend("default" = {}))]
     pub routes: Option<BTreeMap<String, Value>>,
 
@@ -161,11 +162,12 @@ pub struct RawConfig {
     #[schemars(title = "Drain timeout (s)", range(min = 0, max = 3600))]
     pub drain_timeout: Option<u64>,
 
-    /// OTLP export: `false`, or `{endpoint}`.
+    /// OTLP export: `false`, or `{endpoint}`. It has no effect in this version.
     #[schemars(title = "Telemetry", with = "Option<Switch>", extend("default" = false))]
     pub telemetry: Option<Value>,
 
-    /// Keep an audit record of what other nodes asked for.
+    /// Keep an audit record of what other nodes asked for. Settings instead of `true` have no effect
+    /// in this version.
     #[schemars(title = "Audit", with = "Option<Switch>", extend("default" = true))]
     pub audit: Option<Value>,
 

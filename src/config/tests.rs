@@ -566,11 +566,30 @@ fn file_with_a_secret_that_others_can_read_warns() {
 #[test]
 fn keys_without_effect_are_named() {
     let config = read_as(
-        with(json!({"agents": [{"id": "x"}], "dialAdvertised": true})),
+        with(json!({
+            "agents": [{"id": "x"}], "dialAdvertised": true, "routes": {"x": []}, "telemetry": {"endpoint": "x"},
+            "limits": {"perPeer": {"concurrent": 1}}
+        })),
         true,
     )
     .unwrap();
-    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    assert_eq!(config.warnings.len(), 5, "{:?}", config.warnings);
+    let schema = schema::config_schema();
+    for key in ["dialAdvertised", "routes", "telemetry", "limits.perPeer"] {
+        let warned = format!("`{key}` has no effect in this version");
+        assert!(
+            config.warnings.contains(&warned),
+            "{key}: {:?}",
+            config.warnings
+        );
+        // The manual says so, too.
+        let path = key.replace('.', "/properties/");
+        let text = &schema.pointer(&format!("/properties/{path}")).unwrap()["description"];
+        assert!(
+            text.as_str().unwrap().contains("no effect in this version"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

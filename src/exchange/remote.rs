@@ -25,9 +25,7 @@ use super::{
 use crate::{
     ids::RequestId,
     mesh::session::{Class, SendError, Session, SessionRef},
-    wire::limits::{
-        ACK_ENTRIES, CREDIT_VIOLATIONS, NOOP_AFTER, PEER_BUDGET_BYTES, SESSION_LOST_AFTER,
-    },
+    wire::limits::{ACK_ENTRIES, CREDIT_VIOLATIONS, NOOP_AFTER, SESSION_LOST_AFTER},
 };
 
 /// Acks of ended streams that are sent at once, by number and by the bytes they ack.
@@ -197,7 +195,7 @@ impl Remote {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let now = shared.now();
         Self {
-            budget: PeerBudget::new(PEER_BUDGET_BYTES, shared.budget.clone()),
+            budget: PeerBudget::new(shared.limits.peer_budget_bytes, shared.budget.clone()),
             state: Mutex::new(State {
                 sessions: Vec::new(),
                 outbound: HashMap::new(),

@@ -11,7 +11,7 @@ use crate::{
     mesh::session::{Class, SessionRef},
     wire::{
         code::Failure,
-        limits::{NODE_BUDGET_BYTES, REQUEST_BODY_BYTES, RESPONSE_BODY_BYTES},
+        limits::{NODE_BUDGET_BYTES, PEER_BUDGET_BYTES, REQUEST_BODY_BYTES, RESPONSE_BODY_BYTES},
     },
 };
 
@@ -158,6 +158,8 @@ pub struct Limits {
     pub request_body_bytes: u64,
     /// Longest answer this node takes.
     pub response_body_bytes: u64,
+    /// Bytes held for one peer.
+    pub peer_budget_bytes: usize,
     /// Bytes held for all peers.
     pub node_budget_bytes: usize,
 }
@@ -167,6 +169,7 @@ impl Default for Limits {
         Self {
             request_body_bytes: REQUEST_BODY_BYTES as u64,
             response_body_bytes: RESPONSE_BODY_BYTES as u64,
+            peer_budget_bytes: PEER_BUDGET_BYTES,
             node_budget_bytes: NODE_BUDGET_BYTES,
         }
     }

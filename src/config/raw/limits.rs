@@ -37,7 +37,8 @@ pub struct Limits {
     /// `X-Forwarded-For` is believed, so that limits count the caller and not the proxy.
     #[schemars(title = "Trusted proxies", extend("default" = []))]
     pub trusted_proxies: Option<List<String>>,
-    /// What every other node may use of this one. Default: no bound.
+    /// What every other node may use of this one. Default: no bound. It has no effect in this
+    /// version.
     #[schemars(title = "For each peer")]
     pub per_peer: Option<PeerLimits>,
 }

@@ -47,10 +47,22 @@ async fn a_thousand_stalled_streams_stay_under_the_budget_and_recover() {
 
 #[tokio::test(start_paused = true)]
 async fn the_node_asked_refuses_when_bodies_fill_it() {
-    let limits = Limits {
-        node_budget_bytes: 1024 * 1024,
-        ..Limits::default()
-    };
+    for limits in [
+        Limits {
+            node_budget_bytes: 1024 * 1024,
+            ..Limits::default()
+        },
+        Limits {
+            peer_budget_bytes: 1024 * 1024,
+            ..Limits::default()
+        },
+    ] {
+        bodies_fill(limits).await;
+    }
+}
+
+/// Requests with bodies until 1 MiB is held.
+async fn bodies_fill(limits: Limits) {
     let mut pair = Pair::new();
     pair.b = Node::with_limits("office-02", 3, limits);
     pair.cable = Cable::new(&pair.a, &pair.b, Manner::default());
