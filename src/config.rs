@@ -394,7 +394,13 @@ impl Config {
             folder: &std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()),
             env: &process_env,
         };
-        let mut config = Self::from_text(&bytes, &source)?;
+        let mut config = Self::from_text(&bytes, &source).map_err(|mut error| {
+            // What concerns no key concerns the file.
+            for problem in error.0.iter_mut().filter(|p| p.path.is_empty()) {
+                problem.message = format!("configuration `{shown}`: {}", problem.message);
+            }
+            error
+        })?;
         config.private_files.push(path.to_owned());
         let holds_secret = config.secret_inline;
         if holds_secret && crate::state::open_to_others(path).is_ok_and(|open| open) {

@@ -289,10 +289,12 @@ fn wrong_secret_is_told_with_the_way_out() {
     });
     let doctor = home.run(&["doctor"]);
     assert!(
-        doctor.code == 1 && doctor.out.contains("hint:"),
+        doctor.code == 1 && doctor.out.contains("`secret` must match on both nodes"),
         "{}",
         doctor.out
     );
+    // A guess beside it would lead astray.
+    assert!(!doctor.out.contains("address in `peers`"), "{}", doctor.out);
 }
 
 #[test]

@@ -334,4 +334,10 @@ fn models_of_a_node_are_forgotten() {
     );
     let body = node.asked.try_iter().next().unwrap().1;
     assert_eq!(body, r#"{"node":"attic","model":null}"#);
+    let node = FakeNode::start(|_, stream| {
+        answer(stream, "200 OK", "application/json", r#"{"forgotten":0}"#);
+    });
+    let (code, out, err) = node.run(&["models", "forget", "attic"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("no such model of `attic`"), "{err}");
 }

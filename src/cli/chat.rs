@@ -5,13 +5,14 @@ mod dialect;
 use std::io::{self, IsTerminal as _, Read as _};
 
 use http_body_util::BodyExt as _;
+use hyper::{Response, body::Incoming};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use self::dialect::Dialect;
+use self::dialect::{Dialect, Piece};
 use super::{
     Context,
-    client::{Client, block_on},
+    client::{Client, block_on, whole},
     error::{CliError, USAGE},
     output::{self, Paint},
 };
@@ -76,25 +77,19 @@ async fn ask(
     let dialect = Dialect::of(model["api"].as_str().unwrap_or_default());
     let system = args.system.as_deref();
     let body = dialect.body(&args.model, system, text, model["max_tokens"].as_u64());
-    let mut response = client.stream(dialect.path(), &body).await?;
+    let response = client.stream(dialect.path(), &body).await?;
     let route = response
         .headers()
         .get("x-clawmatrix-route")
         .and_then(|v| v.to_str().ok())
         .map(str::to_owned);
-    let mut events = Events::default();
     let mut answer = Answer::new(dialect, context.common.json);
-    while let Some(frame) = response.frame().await {
-        let frame = frame.map_err(|error| incomplete(&error.to_string()))?;
-        let Some(bytes) = frame.data_ref() else {
-            continue;
-        };
-        let found = events
-            .feed(bytes)
-            .map_err(|_| incomplete("an event of the stream is too long"))?;
-        for event in found {
-            answer.take(&event)?;
-        }
+    let kind = response.headers().get("content-type");
+    if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+        // A server that knows no streaming.
+        answer.take_whole(&whole(response).await?)?;
+    } else {
+        follow(response, &mut answer).await?;
     }
     if !answer.done {
         return Err(incomplete("the stream ended without its end mark"));
@@ -107,6 +102,24 @@ async fn ask(
         "usage": answer.usage,
         "route": route,
     }))
+}
+
+/// Takes a streamed answer.
+async fn follow(mut response: Response<Incoming>, answer: &mut Answer) -> Result<(), CliError> {
+    let mut events = Events::default();
+    while let Some(frame) = response.frame().await {
+        let frame = frame.map_err(|error| incomplete(&error.to_string()))?;
+        let Some(bytes) = frame.data_ref() else {
+            continue;
+        };
+        let found = events
+            .feed(bytes)
+            .map_err(|_| incomplete("an event of the stream is too long"))?;
+        for event in found {
+            answer.take(&event)?;
+        }
+    }
+    Ok(())
 }
 
 fn incomplete(why: &str) -> CliError {
@@ -156,7 +169,19 @@ impl Answer {
                 "the answer above is incomplete",
             ));
         }
-        let piece = self.dialect.read(&event);
+        self.show(self.dialect.read(&event))
+    }
+
+    /// Takes an answer that came in one piece.
+    fn take_whole(&mut self, body: &[u8]) -> Result<(), CliError> {
+        let body: Value = serde_json::from_slice(body)
+            .map_err(|_| incomplete("it is not JSON, though it says so"))?;
+        self.show(self.dialect.read_whole(&body))?;
+        self.done = true;
+        Ok(())
+    }
+
+    fn show(&mut self, piece: Piece) -> Result<(), CliError> {
         self.done |= piece.done;
         self.usage = piece.usage.unwrap_or(self.usage.take());
         self.finish = piece.finish.unwrap_or(self.finish.take());
@@ -223,6 +248,37 @@ mod tests {
         assert_eq!(answer.finish, "stop");
         assert_eq!(answer.usage["total_tokens"], 3);
         assert!(answer.done);
+    }
+
+    #[test]
+    fn an_answer_in_one_piece_is_taken_too() {
+        for (dialect, body) in [
+            (
+                Dialect::Chat,
+                r#"{"choices":[{"message":{"content":"hello"},"finish_reason":"stop"}],"usage":{}}"#,
+            ),
+            (
+                Dialect::Responses,
+                r#"{"status":"stop","output":[{"type":"reasoning","summary":[]},{"content":[{"text":"hel"},{"text":"lo"}]}],"usage":{}}"#,
+            ),
+            (
+                Dialect::Messages,
+                r#"{"content":[{"type":"text","text":"hello"}],"stop_reason":"stop","usage":{}}"#,
+            ),
+        ] {
+            let mut answer = Answer::new(dialect, true);
+            answer.take_whole(body.as_bytes()).unwrap();
+            assert_eq!((answer.content.as_str(), answer.done), ("hello", true));
+            assert_eq!(
+                (&answer.finish, &answer.usage),
+                (&json!("stop"), &json!({}))
+            );
+        }
+        assert!(
+            Answer::new(Dialect::Chat, true)
+                .take_whole(b"<html>")
+                .is_err()
+        );
     }
 
     #[test]

@@ -169,7 +169,7 @@ impl Client {
     }
 }
 
-async fn whole(response: Response<Incoming>) -> Result<Bytes, CliError> {
+pub(super) async fn whole(response: Response<Incoming>) -> Result<Bytes, CliError> {
     http_body_util::Limited::new(response.into_body(), ANSWER_BYTES)
         .collect()
         .await

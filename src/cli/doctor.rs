@@ -13,7 +13,7 @@ use super::{
     client::{Client, block_on},
     error::{CliError, FAILED},
     locate, output,
-    status::{self, way_out},
+    status::{self, names_way_out, way_out},
 };
 use crate::{
     config::{Config, ConfigError},
@@ -322,8 +322,10 @@ fn check_node(client: Result<Client, CliError>, findings: &mut Findings) {
             continue;
         }
         let problem = peer.problem.as_deref().map_or("no reason known", |p| p);
-        let hint = way_out(&peer.node_id, problem).unwrap_or_else(|| {
-            "is the node running there, and is the address in `peers` right?".to_owned()
+        let hint = way_out(&peer.node_id, problem).unwrap_or_else(|| match peer.problem {
+            // Its own words name the way out.
+            Some(_) if names_way_out(problem) => String::new(),
+            _ => "is the node running there, and is the address in `peers` right?".to_owned(),
         });
         findings.error(
             "peer",

@@ -43,15 +43,21 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         Some(Verb::Forget { node, model }) => {
             let body = json!({"node": node, "model": model});
             let answer = block_on(client.call(Method::POST, "/api/v1/models/forget", Some(&body)))?;
+            let count = answer["forgotten"].as_u64().unwrap_or(0);
             if context.common.json {
                 output::json(&answer)?;
-            } else {
-                let count = answer["forgotten"].as_u64().unwrap_or(0);
+            } else if count > 0 {
                 output::line(&format!(
                     "forgot {count} {} of {}",
                     if count == 1 { "model" } else { "models" },
                     clean(node)
                 ))?;
+            }
+            if count == 0 {
+                return Err(CliError::failed(
+                    format!("no such model of `{}` is remembered", clean(node)),
+                    "`clawmatrix models` lists what is; what a live node lends comes back at once",
+                ));
             }
         }
     }

@@ -219,9 +219,13 @@ fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
 }
 
 /// What to do about a peer's problem.
+/// Whether a problem as the node tells it says what to do about it.
+pub(super) fn names_way_out(problem: &str) -> bool {
+    problem.contains("`clawmatrix ")
+}
+
 pub(super) fn way_out(node: &str, problem: &str) -> Option<String> {
-    // The node's own words name the way already.
-    if problem.contains("`clawmatrix ") {
+    if names_way_out(problem) {
         return None;
     }
     let problem = problem.to_lowercase();

@@ -550,6 +550,14 @@ fn half_written_file_is_told_with_line_and_column() {
     let error = Config::from_text(b"{\"nodeId\" 1}", &source).unwrap_err();
     assert!(error.0[0].message.contains("line 1 column"), "{error}");
     assert!(Config::from_text(b"  ", &source).is_err());
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("node.json");
+    std::fs::write(&file, b"{").unwrap();
+    let error = Config::from_file(&file).unwrap_err();
+    assert!(
+        error.0[0].message.contains("node.json`: not JSON"),
+        "{error}"
+    );
 }
 
 #[test]

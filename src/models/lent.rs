@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -45,10 +45,12 @@ pub struct LentModel {
     gate: Arc<Gate>,
 }
 
-/// Requests at once of one model. Outlives a rebuild of the table.
+/// What goes on at one model now. Outlives a rebuild of the table.
 #[derive(Debug, Default)]
 struct Gate {
     active: AtomicU32,
+    /// Whether its provider gave no answer the last time.
+    failing: AtomicBool,
 }
 
 /// One request's place at its model; given back on drop.
@@ -66,6 +68,11 @@ impl LentModel {
     #[must_use]
     pub fn admits(&self, caller: &Peer) -> bool {
         Allow::admits(self.allow.as_ref(), caller)
+    }
+
+    /// Notes whether its provider answers at present; true when that is news.
+    pub fn provider_answers(&self, answers: bool) -> bool {
+        self.gate.failing.swap(!answers, Ordering::Relaxed) == answers
     }
 
     /// Requests now running.

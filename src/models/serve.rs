@@ -13,7 +13,7 @@ use super::{
     endpoint::Endpoint,
     headers,
     idempotency::{Idempotency, Key, Turn},
-    lent::{Lent, LentModels},
+    lent::{Lent, LentModel, LentModels},
     provider::{Client, Pieces, ProviderAnswer, ProviderError},
     splice,
 };
@@ -107,7 +107,7 @@ impl Server {
         let clock = ask.clock;
         let within = async {
             let mut endpoint = model.endpoint.clone();
-            let mut answer = self.post(&endpoint, &ask, body.clone()).await?;
+            let mut answer = self.post(model, &endpoint, &ask, body.clone()).await?;
             if answer.status == StatusCode::UNAUTHORIZED {
                 // Read first: if there is no other key, this is the answer.
                 let refused = error_body(&endpoint, answer).await;
@@ -115,7 +115,7 @@ impl Server {
                     None => return finish_error(&model.offer.id, refused),
                     Some(fresh) => {
                         endpoint = fresh;
-                        answer = self.post(&endpoint, &ask, body).await?;
+                        answer = self.post(model, &endpoint, &ask, body).await?;
                     }
                 }
             }
@@ -146,20 +146,36 @@ impl Server {
 
     async fn post(
         &self,
+        model: &LentModel,
         endpoint: &Arc<Endpoint>,
         ask: &Ask,
         body: Pieces,
     ) -> Result<ProviderAnswer, Failure> {
-        self.client
+        let id = &model.offer.id;
+        let answered = self
+            .client
             .post(endpoint, ask.route, &ask.headers, body)
-            .await
+            .await;
+        let news = model.provider_answers(answered.is_ok());
+        answered
+            .inspect(|_| {
+                if news {
+                    tracing::info!(model = %id, ?endpoint, "the provider answers again");
+                }
+            })
             .map_err(|error| {
-                // The address stays in our own log.
-                tracing::debug!(?endpoint, error = %chain(&error), "provider call failed");
-                let text = match error {
-                    ProviderError::Connect(_) => "the provider cannot be reached",
-                    ProviderError::Http(_) => "the provider broke off before it answered",
+                // The address stays in our own log; a provider that stays away is one line there.
+                let why = chain(&error);
+                if news {
+                    tracing::warn!(model = %id, ?endpoint, error = %why, "the provider does not answer");
+                } else {
+                    tracing::debug!(model = %id, ?endpoint, error = %why, "the provider does not answer");
+                }
+                let what = match error {
+                    ProviderError::Connect(_) => "cannot be reached",
+                    ProviderError::Http(_) => "broke off before it answered",
                 };
+                let text = format!("the provider of model `{id}` {what}; the log of the node that lends it says more");
                 Failure::started(Code::UpstreamError, text)
             })
     }

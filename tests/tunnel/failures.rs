@@ -124,6 +124,7 @@ async fn a_provider_that_is_down_is_an_upstream_error() {
         let (status, error, _) = error(response).await;
         assert_eq!((status, &error["code"]), (502, &"upstream_error".into()));
         let message = error["message"].as_str().unwrap();
+        assert!(message.contains("the provider of model `down` cannot be reached"));
         assert!(
             !message.contains(&port.to_string()),
             "no addresses: {message}"

@@ -141,6 +141,35 @@ impl Dialect {
         }
     }
 
+    /// What an answer in one piece brings.
+    pub(super) fn read_whole(self, body: &Value) -> Piece {
+        let some = |value: &Value| (!value.is_null()).then(|| value.clone());
+        let texts = |parts: &Value| -> String {
+            let parts = parts.as_array().into_iter().flatten();
+            parts.filter_map(|part| part["text"].as_str()).collect()
+        };
+        let (content, finish) = match self {
+            Self::Chat => {
+                let choice = &body["choices"][0];
+                let content = choice["message"]["content"].as_str().unwrap_or_default();
+                (content.to_owned(), &choice["finish_reason"])
+            }
+            Self::Responses => {
+                let items = body["output"].as_array().into_iter().flatten();
+                let content = items.map(|item| texts(&item["content"])).collect();
+                (content, &body["status"])
+            }
+            Self::Messages => (texts(&body["content"]), &body["stop_reason"]),
+        };
+        Piece {
+            content: (!content.is_empty()).then_some(content),
+            finish: some(finish),
+            usage: some(&body["usage"]),
+            done: true,
+            ..Piece::default()
+        }
+    }
+
     /// Message and code of an event that says the answer failed.
     pub(super) fn failure(event: &Value) -> Option<(String, Option<String>)> {
         let error = [&event["error"], &event["response"]["error"]]

@@ -90,6 +90,26 @@ async fn a_model_takes_what_its_provider_knows() {
 }
 
 #[tokio::test]
+async fn a_provider_that_stays_away_is_news_once() {
+    let lent = lend(
+        vec![config("b/m")],
+        false,
+        &[("b", entry("http://b/v1", &["m"]))],
+    );
+    let model = || lent.find("b/m", None).unwrap().model.clone();
+    for (answers, news) in [(true, false), (false, true), (false, false), (true, true)] {
+        assert_eq!(model().provider_answers(answers), news, "{answers}");
+    }
+    // A provider table handed over again is no news either.
+    model().provider_answers(false);
+    lent.set_providers(&BTreeMap::from([(
+        "b".to_owned(),
+        entry("http://b/v1", &["m"]),
+    )]));
+    assert!(!model().provider_answers(false));
+}
+
+#[tokio::test]
 async fn a_model_without_provider_is_looked_for() {
     let providers = [
         ("a", entry("http://a/v1", &["m", "x/y"])),
