@@ -151,7 +151,10 @@ function whole(answer) {
  * @param {any} body
  */
 function withOutcome(said, body) {
-  switch (body?.outcome ?? body?.error?.code) {
+  // What a rule or a person said counts more than that nothing began.
+  const code = body?.error?.code;
+  const decided = ['policy_denied', 'approval_denied', 'approval_expired'].includes(code);
+  switch (decided ? code : (body?.outcome ?? code)) {
     case 'not_dispatched':
       return `${said} (it never began, so it is safe to try again or elsewhere)`;
     case 'outcome_unknown':

@@ -29,6 +29,9 @@ const PROGRESS = 4000;
 const TARGET =
   'Who: "node/agent", an agent id, a node id (its first agent), "tags:<tag>", or "any". cluster_peers lists what there is.';
 
+const NODE = 'Which node: its name, "tags:<tag>", or "any". cluster_peers lists what there is.';
+const PATH = 'Path there: absolute, or within the folder that node lends.';
+
 /**
  * @param {Record<string, unknown>} properties
  * @param {string[]} required
@@ -82,7 +85,103 @@ export const TOOLS = [
       return { text: said, details: sent };
     },
   },
+  {
+    name: 'cluster_exec',
+    label: 'Run a command on another node',
+    description:
+      'Runs a shell command on another node and waits for its end. It starts in that node\'s own folder with no input and ends with ' +
+      'everything it started. That node\'s rules decide what is allowed.',
+    parameters: object(
+      {
+        node: text(NODE),
+        command: text('The command, for /bin/sh there.'),
+        workdir: text('Folder there to run it in.'),
+        timeout: { type: 'number', description: 'Longest run in seconds (1800).' },
+      },
+      ['node', 'command'],
+    ),
+    run: exec,
+  },
+  {
+    name: 'cluster_read',
+    label: 'Read a file of another node',
+    description: 'Reads a text file of another node. What is no text comes as base64.',
+    parameters: object({ node: text(NODE), path: text(PATH) }, ['node', 'path']),
+    async run(where, { node, path }) {
+      const file = await call(where.folder, 'POST', '/api/v1/tools/read', { node, path }, options(where));
+      const note = [
+        file.encoding === 'base64' ? 'the file is no text: this is base64' : '',
+        file.truncated ? `only the first part of ${file.size} bytes` : '',
+      ].filter(Boolean);
+      return { text: note.length ? `${file.content}\n\n[${note.join('; ')}]` : file.content, details: file };
+    },
+  },
+  {
+    name: 'cluster_write',
+    label: 'Write a file of another node',
+    description: 'Writes a text file of another node, all of it or nothing; missing folders are made. What was in it is gone.',
+    parameters: object({ node: text(NODE), path: text(PATH), content: text('The whole content.') }, ['node', 'path', 'content']),
+    async run(where, { node, path, content }) {
+      const receipt = await call(where.folder, 'POST', '/api/v1/tools/write', { node, path, content }, options(where));
+      return { text: `${receipt.created ? 'created' : 'replaced'} ${path} on ${receipt.nodeId}, ${receipt.bytes} bytes`, details: receipt };
+    },
+  },
+  {
+    name: 'cluster_tool',
+    label: 'Use a tool of another node',
+    description:
+      'Calls a tool of another node by its name: one of its OpenClaw gateway, or exec, read, write, edit ' +
+      '{path, oldText, newText} and list {path}. That node\'s rules decide what is allowed.',
+    parameters: object(
+      { node: text(NODE), tool: text('Name of the tool there.'), args: { type: 'object', description: 'Its arguments.', additionalProperties: true } },
+      ['node', 'tool'],
+    ),
+    async run(where, { node, tool, args = {} }) {
+      const answer = await call(where.folder, 'POST', '/api/v1/tools/invoke', { node, tool, args }, options(where));
+      const { nodeId, outcome, ...rest } = answer;
+      return { text: tool === 'exec' ? outputOf(answer) : textOf(answer.result) ?? JSON.stringify(answer.result ?? rest, null, 1), details: answer };
+    },
+  },
 ];
+
+/**
+ * @param {Where} where
+ * @param {Params} params
+ */
+async function exec(where, { node, command, workdir, timeout }) {
+  const asked = { node, command, ...(workdir === undefined ? {} : { workdir }), ...(timeout === undefined ? {} : { timeout }) };
+  const said = { stdout: '', stderr: '' };
+  const end = await stream(where.folder, '/api/v1/tools/exec', asked, options(where), (name, data) => {
+    if (name !== 'stdout' && name !== 'stderr') return;
+    said[name] += data.text ?? `[base64 ${data.base64}]`;
+    where.progress(said.stdout + said.stderr);
+  });
+  const whole = { ...end, ...said };
+  if (end.outcome !== 'completed') {
+    const printed = said.stdout || said.stderr ? `\nUntil then it printed:\n${outputOf(whole)}` : '';
+    throw new Error(failureOf(`the command on ${end.nodeId ?? node}`, end) + printed);
+  }
+  return { text: outputOf(whole), details: whole };
+}
+
+/**
+ * What a command did, for a model.
+ * @param {Params} end
+ */
+function outputOf({ stdout, stderr, exitCode, signal, truncated }) {
+  const how = signal ? `ended by ${signal}` : `exit code ${exitCode}`;
+  return [stdout, stderr && `stderr:\n${stderr}`, truncated && '[output cut at the limit of that node]', `[${how}]`].filter(Boolean).join('\n');
+}
+
+/**
+ * The text of a tool's result, when it has OpenClaw's form.
+ * @param {any} result
+ */
+function textOf(result) {
+  const parts = Array.isArray(result?.content) ? result.content : [];
+  const texts = parts.filter((/** @type {any} */ part) => part?.type === 'text' && typeof part.text === 'string');
+  return texts.length > 0 && texts.length === parts.length ? texts.map((/** @type {any} */ part) => part.text).join('\n') : undefined;
+}
 
 /** @param {Where} where */
 function options({ signal, session }) {

@@ -9,6 +9,8 @@ mod client;
 mod completions;
 mod doctor;
 mod error;
+mod exec;
+mod files;
 mod handoff;
 mod identity;
 mod locate;
@@ -82,6 +84,18 @@ enum Verb {
     Handoff(handoff::Args),
     /// Leave a message for an agent of another node.
     Send(send::Args),
+    /// Run a command on another node; its exit code is this one's, 255 when ClawMatrix failed.
+    Exec(exec::Args),
+    /// Read a file of another node.
+    Read(files::Read),
+    /// Write a file of another node, from standard input.
+    Write(files::Write),
+    /// Change a piece of a file of another node.
+    Edit(files::Edit),
+    /// Show a folder of another node.
+    List(files::List),
+    /// Use any other tool of another node.
+    Tool(files::Tool),
     /// Print this node's public key and its short form.
     Identity,
     /// Whose keys are believed.
@@ -139,6 +153,12 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Chat(args) => chat::run(&args, context),
         Verb::Handoff(args) => handoff::run(&args, context),
         Verb::Send(args) => send::run(&args, context),
+        Verb::Exec(args) => exec::run(&args, context),
+        Verb::Read(args) => files::read(&args, context),
+        Verb::Write(args) => files::write(&args, context),
+        Verb::Edit(args) => files::edit(&args, context),
+        Verb::List(args) => files::list(&args, context),
+        Verb::Tool(args) => files::tool(&args, context),
         Verb::Identity => identity::run(context),
         Verb::Trust(args) => trust::run(&args, context),
         Verb::Audit(args) => audit::run(&args, context),

@@ -233,7 +233,7 @@ async fn output_comes_as_it_is_printed() {
     let mut response = timeout(PATIENCE, asked.send()).await.unwrap().unwrap();
     assert_eq!(response.status(), 200);
     let mut text = String::new();
-    while !text.contains("event: stdout\ndata: {\"text\":\"one\\n\"}\n\n") {
+    while !text.contains("event: stdout\ndata: {\"text\":\"one\\n\",\"stream\":\"stdout\"}\n\n") {
         let piece = timeout(PATIENCE, response.chunk()).await.unwrap().unwrap();
         text.push_str(&String::from_utf8_lossy(&piece.unwrap()));
     }
@@ -243,7 +243,7 @@ async fn output_comes_as_it_is_printed() {
         text.push_str(&String::from_utf8_lossy(&piece));
     }
     assert!(
-        text.contains("event: stderr\ndata: {\"text\":\"two\\n\"}\n\n"),
+        text.contains("event: stderr\ndata: {\"text\":\"two\\n\",\"stream\":\"stderr\"}\n\n"),
         "{text}"
     );
     let end = text.split("event: end\ndata: ").nth(1).unwrap();

@@ -116,3 +116,54 @@ test('a message is delivered or queued', async () => {
   script = (answer) => answer.writeHead(200).end('{"queued":true,"expiresAt":1}');
   assert.match((await run('cluster_send', { target: 'office', message: 'm' })).content[0].text, /^queued/);
 });
+
+test('a command shows its output and how it ended', async () => {
+  script = (answer) => {
+    events(answer, [
+      ['stdout', { text: 'one\n', stream: 'stdout' }],
+      ['stderr', { text: 'oops\n', stream: 'stderr' }],
+      ['stdout', { base64: '/w==', stream: 'stdout' }],
+      ['end', { outcome: 'completed', nodeId: 'office', exitCode: 3, signal: null, timedOut: false, truncated: true }],
+    ]);
+    answer.end();
+  };
+  /** @type {any[]} */
+  const updates = [];
+  const result = await run('cluster_exec', { node: 'office', command: 'ls', timeout: 5 }, undefined, (/** @type {any} */ update) => updates.push(update));
+  assert.match(result.content[0].text, /^one\n\[base64 \/w==\]\nstderr:\noops\n\n\[output cut.*\]\n\[exit code 3\]$/);
+  assert.equal(updates[0].content[0].text, 'one\n');
+  const { url, body } = /** @type {any} */ (asked.at(-1));
+  assert.deepEqual([url, body], ['/api/v1/tools/exec', { node: 'office', command: 'ls', timeout: 5 }]);
+});
+
+test('a command that was refused, timed out or lost is an error to act on', async () => {
+  script = (answer) =>
+    answer.writeHead(403, { 'content-type': 'application/json' }).end(JSON.stringify({ outcome: 'not_dispatched', error: { code: 'policy_denied', message: 'tool `exec` is denied on node `office` by `default`' } }));
+  await assert.rejects(run('cluster_exec', { node: 'office', command: 'ls' }), /denied on node `office` by `default`.*do not try again/);
+  const end = (/** @type {any} */ more) => (/** @type {import('node:http').ServerResponse} */ answer) => {
+    events(answer, [['stdout', { text: 'so far', stream: 'stdout' }], ['end', { nodeId: 'office', ...more }]]);
+    answer.end();
+  };
+  script = end({ outcome: 'failed', timedOut: true, exitCode: null, signal: 'SIGTERM', error: { code: 'timeout', message: 'the command ran out of time' } });
+  await assert.rejects(run('cluster_exec', { node: 'office', command: 'ls' }), /ran out of time.*Until then it printed:\nso far/s);
+  script = end({ outcome: 'outcome_unknown', error: { code: 'outcome_unknown', message: 'the link was lost' } });
+  await assert.rejects(run('cluster_exec', { node: 'office', command: 'ls' }), /check before you do it again/);
+});
+
+test('files and other tools answer in text', async () => {
+  const answers = (/** @type {any} */ body) => (/** @type {import('node:http').ServerResponse} */ answer) => answer.writeHead(200).end(JSON.stringify(body));
+  const said = async (/** @type {string} */ name, /** @type {any} */ params) => (await run(name, params)).content[0].text;
+  script = answers({ outcome: 'completed', nodeId: 'office', path: 'a', content: 'hello', encoding: 'utf-8', size: 5, truncated: false });
+  assert.equal(await said('cluster_read', { node: 'office', path: 'a' }), 'hello');
+  script = answers({ outcome: 'completed', nodeId: 'office', path: 'a', content: '/w==', encoding: 'base64', size: 9, truncated: true });
+  assert.match(await said('cluster_read', { node: 'office', path: 'a' }), /^\/w==\n\n\[the file is no text.*only the first part of 9 bytes\]$/);
+  script = answers({ outcome: 'completed', nodeId: 'office', path: 'a', bytes: 2, created: true });
+  assert.equal(await said('cluster_write', { node: 'office', path: 'a', content: 'hi' }), 'created a on office, 2 bytes');
+  script = answers({ outcome: 'completed', nodeId: 'office', tool: 'web_fetch', result: { content: [{ type: 'text', text: 'page' }] } });
+  assert.equal(await said('cluster_tool', { node: 'office', tool: 'web_fetch', args: { url: 'x' } }), 'page');
+  assert.deepEqual(/** @type {any} */ (asked.at(-1)).body, { node: 'office', tool: 'web_fetch', args: { url: 'x' } });
+  script = answers({ outcome: 'completed', nodeId: 'office', path: 'b', entries: [{ name: 'x' }], truncated: false });
+  assert.match(await said('cluster_tool', { node: 'office', tool: 'list', args: { path: 'b' } }), /"name": "x"/);
+  script = answers({ outcome: 'completed', nodeId: 'office', exitCode: 0, signal: null, stdout: 'out', stderr: '', truncated: false });
+  assert.equal(await said('cluster_tool', { node: 'office', tool: 'exec', args: { command: 'x' } }), 'out\n[exit code 0]');
+});

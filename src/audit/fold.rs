@@ -16,6 +16,7 @@ use crate::{
 struct Same {
     key: KeyId,
     action: String,
+    rule: String,
     result: String,
 }
 
@@ -40,6 +41,7 @@ impl Folds {
         let mut same = Same {
             key: entry.key,
             action: entry.action.clone(),
+            rule: entry.rule.clone(),
             result: entry.result.clone(),
         };
         if !self.0.contains_key(&same) && of_key >= AUDIT_FOLDS {

@@ -81,6 +81,53 @@ pub(super) fn line(text: &str) -> Result<(), CliError> {
     print(&format!("{text}\n"))
 }
 
+/// Where content goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// Prints content of another node: byte for byte, on a terminal with control characters escaped.
+pub(super) fn content(target: Target, bytes: &[u8]) -> Result<(), CliError> {
+    let terminal = match target {
+        Target::Out => io::stdout().is_terminal(),
+        Target::Err => io::stderr().is_terminal(),
+    };
+    let shown = if terminal {
+        clean_text(&String::from_utf8_lossy(bytes)).into_bytes()
+    } else {
+        bytes.to_vec()
+    };
+    let written = match target {
+        Target::Out => {
+            let mut out = io::stdout().lock();
+            out.write_all(&shown).and_then(|()| out.flush())
+        }
+        Target::Err => io::stderr().lock().write_all(&shown),
+    };
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::failed(
+            format!("cannot write the result: {error}"),
+            "",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Content as the node's API tells it: text, or base64.
+pub(super) fn decoded(text: &serde_json::Value, base64: &serde_json::Value) -> Vec<u8> {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+
+    match (text.as_str(), base64.as_str()) {
+        (Some(text), _) => text.as_bytes().to_vec(),
+        (None, Some(encoded)) => BASE64_STANDARD.decode(encoded).unwrap_or_default(),
+        (None, None) => Vec::new(),
+    }
+}
+
 /// Prints a value as JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value)

@@ -420,7 +420,9 @@ impl Live {
 }
 
 fn put_output(out: &mut Vec<u8>, name: &str, data: Option<Value>) {
-    if let Some(data) = data {
+    if let Some(mut data) = data {
+        // Some readers see the data alone.
+        data["stream"] = json!(name);
         put_event(out, name, &data);
     }
 }

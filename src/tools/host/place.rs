@@ -96,6 +96,9 @@ impl Places {
     /// [`Refusal`].
     pub fn locate(&self, path: &str, last: Last) -> Result<Place, Refusal> {
         let full = self.absolute(path)?;
+        if self.denied.covers(&full) {
+            return Err(Refusal::Rule(BUILT_IN));
+        }
         let place = resolve(&full, last).map_err(|error| {
             Refusal::Wrong(match error.kind() {
                 io::ErrorKind::PermissionDenied => "the node's account may not look there".into(),

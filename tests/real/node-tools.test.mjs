@@ -1,0 +1,166 @@
+// Tools of another node without OpenClaw: commands and files over a real link, by command line and API.
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, linkSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { Child } from './support/child.mjs';
+import { pair, readEvents } from './support/mesh.mjs';
+import { binary, folder, freePort, missing, until } from './support/places.mjs';
+import { environment } from './support/sidecar.mjs';
+
+const alive = (pid) => {
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+};
+
+describe('tools of another node', { skip: missing.binary(), timeout: 120_000 }, () => {
+  let mesh;
+  let lent;
+  before(async () => {
+    lent = realpathSync(mkdtempSync(join(folder('lent'), 'root-')));
+    mesh = await pair({ office: { listenPort: await freePort(), toolProxy: { enabled: true, roots: [lent], deny: ['browser'] } } });
+  });
+  after(() => mesh?.stop());
+  const tool = (verb, body, { events = false, signal } = {}) =>
+    mesh.home.fetch(`/api/v1/tools/${verb}`, { method: 'POST', signal, headers: events ? { accept: 'text/event-stream' } : {}, body: JSON.stringify({ node: 'office-01', ...body }) });
+  const json = async (verb, body) => {
+    const answer = await tool(verb, body);
+    return { status: answer.status, ...(await answer.json()) };
+  };
+
+  test('the_command_gives_output_and_exit_code', async () => {
+    const done = await mesh.home.cli('exec', 'office-01', '-c', 'echo out; echo err >&2; exit 7');
+    assert.deepEqual([done.code, done.stdout, done.stderr], [7, 'out\n', 'err\n']);
+    const plain = await mesh.home.cli('exec', 'office-01', '--', 'printf', '%s|', 'a b', '$HOME', '--json');
+    assert.deepEqual([plain.code, plain.stdout], [0, 'a b|$HOME|--json|']);
+    const told = await mesh.home.cli('--json', 'exec', 'office-01', 'true');
+    assert.deepEqual([told.code, JSON.parse(told.stdout).outcome], [0, 'completed']);
+    const signal = await mesh.home.cli('exec', 'office-01', '-c', 'kill -9 $$');
+    assert.deepEqual([signal.code, signal.stderr], [255, 'ended by SIGKILL\n']);
+    const late = await mesh.home.cli('exec', 'office-01', '--timeout', '0.2', 'sleep', '9');
+    assert.equal(late.code, 255);
+    assert.match(late.stderr, /ran out of time/);
+    assert.equal((await mesh.home.cli('exec', 'nowhere', 'true')).code, 255);
+    assert.equal((await mesh.home.cli('exec', 'office-01')).code, 2);
+  });
+
+  test('files_go_there_and_back', async () => {
+    const bytes = Buffer.from([0, 1, 255, 10, 200]);
+    const from = join(folder('from'), 'b');
+    writeFileSync(from, bytes);
+    const wrote = await mesh.home.cli('write', 'office-01', 'sub/b', '--from', from);
+    assert.deepEqual([wrote.code, wrote.stdout], [0, '5 bytes written on office-01\n']);
+    assert.deepEqual(readFileSync(join(lent, 'sub/b')), bytes);
+    const read = spawnSync(binary, ['--state-dir', mesh.home.stateDir, 'read', 'office-01', 'sub/b'], { env: environment() });
+    assert.deepEqual(read.stdout, bytes);
+    writeFileSync(join(lent, 'text'), 'one two\n');
+    const edited = await mesh.home.cli('edit', 'office-01', 'text', '--old', 'two', '--new', '2');
+    assert.equal(edited.code, 0, edited.output);
+    assert.equal(readFileSync(join(lent, 'text'), 'utf8'), 'one 2\n');
+    const again = await mesh.home.cli('edit', 'office-01', 'text', '--old', 'two', '--new', '2');
+    assert.equal(again.code, 1);
+    assert.match(again.stderr, /not in the file/);
+    const listed = await mesh.home.cli('list', 'office-01', '.');
+    assert.match(listed.stdout, /sub\/\n.*text\n/);
+    const none = await mesh.home.cli('tool', 'office-01', 'web_fetch', '{"url":"x"}');
+    assert.match(none.stderr, /no OpenClaw gateway runs there/);
+  });
+
+  test('ctrl_c_ends_the_command_there_with_its_children', async () => {
+    const pids = join(lent, 'pids');
+    const child = new Child(binary, ['--state-dir', mesh.home.stateDir, 'exec', 'office-01', '-c', `echo $$ > ${pids}; (sh -c 'echo $$ >> ${pids}; sleep 300'); :`], { env: environment() });
+    child.process.stdin.end();
+    const started = await until('two processes', 10_000, () => existsSync(pids) && readFileSync(pids, 'utf8').trim().split('\n').length === 2 && readFileSync(pids, 'utf8').trim().split('\n'));
+    const at = Date.now();
+    child.process.kill('SIGINT');
+    await child.ended;
+    assert.equal(child.code, 130, child.output);
+    await until('both to be gone', 6000, () => !started.some(alive));
+    console.log(`# from Ctrl-C at home to both processes gone at office: ${Date.now() - at} ms`);
+  });
+
+  test('events_come_while_it_runs', async () => {
+    const answer = await tool('exec', { command: 'echo one; sleep 0.3; echo two' }, { events: true });
+    const { events, text } = await readEvents(answer);
+    assert.deepEqual(events.slice(0, 2).map((e) => e.text), ['one\n', 'two\n'], text);
+    assert.equal(events.at(-1).outcome, 'completed');
+  });
+
+  // The table of attempts to get past the rules, with their verdicts.
+  test('what_is_not_lent_is_not_reached', async () => {
+    const secret = join(mesh.office.stateDir, 'identity.key');
+    mkdirSync(join(lent, 'd'));
+    writeFileSync(join(lent, 'own'), 'mine');
+    symlinkSync(secret, join(lent, 'link'));
+    symlinkSync(mesh.office.stateDir, join(lent, 'dir'));
+    symlinkSync('/', join(lent, 'slash'));
+    linkSync(join(lent, 'own'), join(lent, 'second'));
+    let hard = true;
+    try {
+      linkSync(secret, join(lent, 'hard'));
+    } catch {
+      hard = false; // another filesystem
+    }
+    execFileSync('mkfifo', [join(lent, 'fifo')]);
+    const rows = [
+      ['../x', 400], ['d/../own', 400], ['%2e%2e/x', 400], ['d//own', 400], ['a\0b', 400], ['C:\\x', 400], ['own::$DATA', 400], ['', 400],
+      [secret, 403], ['/etc/passwd', 403], ['/proc/self/environ', 403], ['/proc/1/root/etc/passwd', 403], ['/dev/zero', 403], ['link', 403], ['dir/identity.key', 403], ['slash/etc/passwd', 403],
+      [`/proc/self/cwd${lent}/own`, 403], ['~/.ssh/id_ed25519', 403], ['fifo', 400], ['d', 400], ...(hard ? [['hard', 403]] : []),
+    ];
+    const table = [];
+    for (const [path, status] of rows) {
+      const began = Date.now();
+      for (const [verb, more] of [['read', {}], ['write', { content: 'x' }], ['edit', { oldText: 'a', newText: 'b' }]]) {
+        const answer = await json(verb, { path, ...more });
+        assert.ok(answer.status >= 400 && answer.outcome !== 'completed', `${verb} ${path}: ${JSON.stringify(answer)}`);
+        if (verb === 'read') {
+          assert.equal(answer.status, status, `${path}: ${JSON.stringify(answer)}`);
+          assert.ok(!JSON.stringify(answer).includes(mesh.office.dir) || path.includes(mesh.office.dir), `a path of the node was told: ${JSON.stringify(answer)}`);
+          table.push(`${JSON.stringify(path.replace(mesh.office.dir, '<office>').replace(lent, '<root>'))}: ${answer.status} ${/by `([^`]+)`/.exec(answer.error.message)?.[1] ?? answer.error.code}`);
+        }
+      }
+      assert.ok(Date.now() - began < 3000, `${path} took long`);
+    }
+    console.log(`# ${table.join('\n# ')}`);
+    assert.equal(readFileSync(join(lent, 'own'), 'utf8'), 'mine');
+    assert.ok(existsSync(secret));
+    assert.equal((await json('read', { path: 'second' })).content, 'mine');
+  });
+
+  test('the_record_has_every_action_with_its_rule', async () => {
+    await json('invoke', { tool: 'browser', args: {} });
+    await json('exec', { argv: ['true'] });
+    const shown = await until('the record', 10_000, async () => {
+      const { stdout } = await mesh.office.cli('--json', 'audit', 'tail', '-n', '200');
+      return stdout.includes('toolProxy.deny[0]') && stdout;
+    });
+    for (const word of ['tool:exec', 'tool:read', 'tool:browser', 'toolProxy.allow', 'toolProxy.roots']) assert.ok(shown.includes(word), word);
+    assert.equal((await mesh.office.cli('audit', 'verify')).code, 0);
+    assert.ok(!shown.includes('echo one') && !shown.includes(lent), 'arguments are not recorded');
+  });
+
+  test('an_open_policy_is_warned_about', async () => {
+    const { warnings } = await mesh.office.json('/api/v1/status');
+    assert.ok(warnings.some((w) => w.includes('`toolProxy.allow` is open')), JSON.stringify(warnings));
+    const doctor = await mesh.office.cli('doctor');
+    assert.match(doctor.output, /`toolProxy.allow` is open/);
+  });
+
+  test('a_killed_node_leaves_the_outcome_unknown_and_does_not_run_it_again', async () => {
+    const count = join(lent, 'count');
+    const running = tool('exec', { command: `echo ran >> ${count}; sleep 20` });
+    await until('the command to run', 10_000, () => existsSync(count));
+    mesh.office.child.killNow();
+    const at = Date.now();
+    const body = await (await running).json();
+    console.log(`# from kill -9 of office to the answer at home: ${Date.now() - at} ms`);
+    assert.equal(body.outcome, 'outcome_unknown', JSON.stringify(body));
+    await mesh.office.up();
+    await until('office to be back', 30_000, async () => (await json('read', { path: 'own' })).content === 'mine');
+    assert.equal(readFileSync(count, 'utf8'), 'ran\n');
+  });
+});
