@@ -39,6 +39,7 @@ pub(crate) mod testkit;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+pub mod traffic;
 pub mod transport;
 pub mod view;
 mod warm;
@@ -58,6 +59,7 @@ use self::{
     linkstate::Load,
     session::{SessionHandler, SessionRef},
     tls::ListenerTls,
+    traffic::Carried,
     view::{Descriptor, View},
 };
 use crate::{
@@ -210,6 +212,12 @@ impl Mesh {
             }
             self.hub.leave();
         }
+    }
+
+    /// What the links have carried since the start, those that have ended included.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        self.hub.traffic.carried()
     }
 
     /// Closes every link after what waits on it was sent, within `grace`.

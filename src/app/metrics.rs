@@ -76,6 +76,28 @@ impl MetricSource for NodeMetrics {
             "Nodes linked directly.",
             &[(String::new(), linked as f64)],
         );
+        let carried = self.mesh.carried();
+        counter(
+            out,
+            "clawmatrix_link_bytes_total",
+            "Bytes of sealed records on links.",
+            &[
+                ("{direction=\"sent\"}".to_owned(), carried.sent),
+                ("{direction=\"received\"}".to_owned(), carried.received),
+            ],
+        );
+        counter(
+            out,
+            "clawmatrix_relayed_bytes_total",
+            "Bytes of other nodes' frames passed on.",
+            &[(String::new(), carried.relayed)],
+        );
+        counter(
+            out,
+            "clawmatrix_relayed_frames_total",
+            "Other nodes' frames passed on.",
+            &[(String::new(), carried.relayed_frames)],
+        );
         counter(
             out,
             "clawmatrix_log_lines_lost_total",

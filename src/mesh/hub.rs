@@ -40,6 +40,7 @@ use super::{
     relay::Relay,
     session::{SessionHandler, SessionRef},
     sessions::Sessions,
+    traffic::Traffic,
     transport::{MessageSink, MessageStream},
     view::{Descriptor, View},
 };
@@ -81,6 +82,7 @@ pub(super) struct Hub {
     /// Ends the accept loops and the dialers.
     pub(super) stop: CancellationToken,
     pub(super) drops: Arc<Drops>,
+    pub(super) traffic: Arc<Traffic>,
     pub(super) sessions: Sessions,
     hops: Arc<Hops>,
     /// Counts up when a link came or went.
@@ -137,6 +139,7 @@ impl Hub {
             settings,
             stop,
             drops,
+            traffic: Arc::default(),
             sessions,
             hops,
             links_changed: watch::Sender::new(0),
@@ -331,6 +334,7 @@ impl Hub {
             heartbeat: self.settings.heartbeat,
             rekey_after: REKEY_RECORDS,
             queued: self.queued.clone(),
+            traffic: self.traffic.clone(),
         }
     }
 }

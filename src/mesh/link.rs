@@ -37,6 +37,7 @@ use super::{
     schedule::{Refused, Schedule},
     session::{Class, Peer, SendError},
     standing::Standing,
+    traffic::Traffic,
     transport::{MessageSink, MessageStream},
 };
 use crate::{
@@ -82,6 +83,8 @@ pub struct Setup {
     pub rekey_after: u64,
     /// Counts the bytes that wait on all links.
     pub queued: Arc<AtomicUsize>,
+    /// Counts the bytes that all links carry.
+    pub traffic: Arc<Traffic>,
 }
 
 impl fmt::Debug for Setup {
@@ -199,6 +202,7 @@ pub struct Link {
     live: Mutex<Liveness>,
     /// What this link dropped.
     pub drops: Drops,
+    traffic: Arc<Traffic>,
     // Wakes the writer, those that wait for room, and the task that pings.
     queued: Notify,
     freed: Notify,
@@ -236,6 +240,7 @@ impl Link {
             queue: Mutex::new(Schedule::counted(setup.queued.clone())),
             live: Mutex::new(Liveness::new(setup.heartbeat, now)),
             drops: Drops::default(),
+            traffic: setup.traffic.clone(),
             queued: Notify::new(),
             freed: Notify::new(),
             ticked: Notify::new(),

@@ -269,6 +269,7 @@ pub(crate) fn setup(a: bool, rekey_after: u64) -> Setup {
         heartbeat: Duration::from_secs(15),
         rekey_after,
         queued: Arc::default(),
+        traffic: Arc::default(),
     }
 }
 

@@ -53,10 +53,18 @@ impl Hub {
         };
         let reason = match next {
             Ok((next, flow)) => {
+                // All that a relay knows of a frame.
+                tracing::trace!(origin = %header.f, destination = %header.t,
+                    bytes = frame.record.plain().len() + frame.record.rest.len(),
+                    next = %next.neighbour().node, "passing on a frame");
                 let (class, mut record) = (frame.fixed.class, frame.record.into_record());
                 let _ = record::take_hop(&mut record);
+                let bytes = record.len();
                 match next.pass_on(flow, class, record) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => {
+                        self.traffic.relayed(bytes);
+                        return Ok(());
+                    }
                     Err(SendError::Full | SendError::TooLarge) => Reason::QueueFull,
                     Err(SendError::Gone) => Reason::NoRoute,
                 }

@@ -146,6 +146,7 @@ impl Reader<'_> {
             let refusal = match message {
                 Ok(Some(Message::Binary(record))) => {
                     since_yield += record.len();
+                    link.traffic.received(record.len());
                     match self.record(record) {
                         Ok(()) => {
                             if self.pace.is_over() {

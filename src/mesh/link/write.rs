@@ -90,6 +90,7 @@ async fn batch<S: MessageSink>(
         return Ok(false);
     }
     sink.flush().await?;
+    link.traffic.sent(bytes);
     Ok(true)
 }
 

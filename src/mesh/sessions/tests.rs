@@ -368,6 +368,7 @@ impl Site {
             heartbeat: 15 * SECOND,
             rekey_after: REKEY_RECORDS,
             queued: Arc::default(),
+            traffic: Arc::default(),
         };
         let link = Link::new(&setup);
         let door = Arc::new(Door(self.us.node_id.clone(), self.sessions.clone()));

@@ -58,6 +58,14 @@ async fn nodes_behind_a_relay_work_as_if_they_were_linked() {
     );
     assert_eq!(seen.key_id, Some(office.us.identity.public().id()));
     assert!(cloud.seen.frames().is_empty(), "the relay opens nothing");
+    let (passed, carried) = (cloud.mesh.carried(), home.mesh.carried());
+    assert!(passed.relayed_frames >= 2, "{passed:?}");
+    assert!(
+        passed.relayed > 0 && passed.relayed <= passed.received,
+        "{passed:?}"
+    );
+    assert!(carried.sent > 0 && carried.received > 0, "{carried:?}");
+    assert_eq!(carried.relayed_frames, 0, "{carried:?}");
     assert_eq!(
         cloud
             .mesh
