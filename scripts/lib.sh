@@ -191,6 +191,14 @@ setup_nginx() {
   need openssl "apt-get install openssl"
 }
 
+# Reverse proxies for the tests of what the docs say; a test whose proxy is missing says so.
+setup_proxies() {
+  export PATH="$PATH:/usr/sbin"
+  command -v nginx >/dev/null 2>&1 || apt_install nginx-light || true
+  command -v caddy >/dev/null 2>&1 || apt_install caddy || true
+  command -v openssl >/dev/null 2>&1 || apt_install openssl || true
+}
+
 # Puts the plugin and the binaries given as `platform=path` into one tarball, as `npm pack` would.
 # Nothing is fetched and no npm script runs.
 pack_plugin() { # output.tgz platform=binary…

@@ -289,7 +289,6 @@ fn tls(check: &mut Check<'_>, raw: Option<&raw::Tls>) -> Option<TlsFiles> {
             format!("`{shown}` can be read or written by other accounts"),
             format!("`chmod 600 {shown}`"),
         );
-        return None;
     }
     match crate::mesh::tls::check(&files) {
         Ok(()) => Some(files),
