@@ -16,6 +16,7 @@
 
 mod budget;
 mod call;
+mod congestion;
 mod dispatch;
 mod handlers;
 mod inbound;
@@ -169,7 +170,11 @@ impl Exchange {
                 return None;
             }
             state.wake_clocks(moment.now);
-            let mut up = Sender::new(INITIAL_WINDOW, remote.budget.account());
+            let mut up = Sender::new(
+                INITIAL_WINDOW,
+                remote.budget.account(),
+                remote.flight.clone(),
+            );
             // A request whose body follows is small: it does not wait behind other bodies.
             let class = if body.is_empty() {
                 request.class
@@ -320,6 +325,13 @@ impl SessionHandler for Exchange {
     fn rerouted(&self, session: &SessionRef) {
         if let Ok(remote) = self.remote(session) {
             remote.rewind();
+            self.shared.wake_soon();
+        }
+    }
+
+    fn dropped(&self, session: &SessionRef) {
+        if let Ok(remote) = self.remote(session) {
+            remote.suspect();
             self.shared.wake_soon();
         }
     }

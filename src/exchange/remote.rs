@@ -5,7 +5,7 @@
 //! released, so that a session may call back at will.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     Shared,
     budget::PeerBudget,
+    congestion::Flight,
     inbound::Inbound,
     message::{self, Ack, Dir, Phase},
     outbound::Outbound,
@@ -31,6 +32,9 @@ use crate::{
 /// Acks of ended streams that are sent at once, by number and by the bytes they ack.
 const LATE_ACKS: usize = 64;
 const LATE_BYTES: u64 = 1024 * 1024;
+
+/// Time-outs in a row after which another way is tried.
+const STALLED_AFTER: u32 = 2;
 
 /// Cancels sent between two ticks: a quarter of a link's control queue.
 const CANCELS: u32 = 256;
@@ -49,6 +53,8 @@ pub(super) struct Frame {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     frames: Vec<Frame>,
+    /// Streams for whose items the way has no room now.
+    congested: Vec<(RequestId, Dir)>,
     cancels_left: u32,
 }
 
@@ -87,17 +93,27 @@ impl Outbox {
 
     /// Everything of `sender` that may go.
     pub(super) fn pump(&mut self, rid: RequestId, dir: Dir, sender: &mut Sender, at: &Moment<'_>) {
-        while let Some((seq, again, item)) = sender.take(at.now) {
-            if again {
-                at.shared.counters.resent.fetch_add(1, Relaxed);
-            }
-            self.frames.push(Frame {
-                class: item.class,
-                json: item.json,
-                data: item.data,
-                item: Some((rid, dir, seq, again)),
-            });
+        while self.pump_one(rid, dir, sender, at) {}
+        if sender.congested() && !std::mem::replace(&mut sender.queued, true) {
+            self.congested.push((rid, dir));
         }
+    }
+
+    /// One item of `sender`, if one may go.
+    fn pump_one(&mut self, rid: RequestId, dir: Dir, sender: &mut Sender, at: &Moment<'_>) -> bool {
+        let Some((seq, again, item)) = sender.take(at.now) else {
+            return false;
+        };
+        if again {
+            at.shared.counters.resent.fetch_add(1, Relaxed);
+        }
+        self.frames.push(Frame {
+            class: item.class,
+            json: item.json,
+            data: item.data,
+            item: Some((rid, dir, seq, again)),
+        });
+        true
     }
 }
 
@@ -106,6 +122,7 @@ impl Outbox {
 pub(super) struct Moment<'a> {
     pub(super) now: Time,
     pub(super) rtt: Option<Duration>,
+    pub(super) flight: &'a Arc<Flight>,
     pub(super) shared: &'a Shared,
 }
 
@@ -137,6 +154,8 @@ pub(super) struct State {
     cancels_left: u32,
     pub(super) queries: HashMap<RequestId, oneshot::Sender<Phase>>,
     pub(super) violations: u32,
+    /// Streams that wait for room on the way, each once, in turn.
+    congested: VecDeque<(RequestId, Dir)>,
     /// When something authenticated last came, and something of ours last left.
     heard: Time,
     sent: Time,
@@ -148,13 +167,55 @@ impl State {
         self.sessions.last()
     }
 
-    fn put_back(&mut self, (rid, dir, seq, again): (RequestId, Dir, u64, bool)) {
-        let sender = match dir {
+    fn sender(&mut self, rid: RequestId, dir: Dir) -> Option<&mut Sender> {
+        match dir {
             Dir::Up => self.outbound.get_mut(&rid).map(|entry| &mut entry.up),
             Dir::Down => self.inbound.get_mut(&rid).map(|entry| &mut entry.down),
-        };
-        if let Some(sender) = sender {
+        }
+    }
+
+    fn put_back(&mut self, (rid, dir, seq, again): (RequestId, Dir, u64, bool)) {
+        if let Some(sender) = self.sender(rid, dir) {
             sender.put_back(seq, again);
+        }
+    }
+
+    /// Gives room on the way to the streams that wait for it, an item each in turn.
+    fn share_way(&mut self, out: &mut Outbox, at: &Moment<'_>) {
+        self.congested.extend(out.congested.drain(..));
+        let mut idle = 0;
+        while idle < self.congested.len()
+            && let Some((rid, dir)) = self.congested.pop_front()
+        {
+            let Some(sender) = self.sender(rid, dir) else {
+                continue;
+            };
+            let sent = out.pump_one(rid, dir, sender, at);
+            idle = if sent { 0 } else { idle + 1 };
+            if sent || sender.congested() {
+                self.congested.push_back((rid, dir));
+            } else {
+                sender.queued = false;
+            }
+        }
+    }
+
+    /// Whether a stream has waited in vain for its second ack in a row.
+    fn times_out(&self) -> bool {
+        let up = self.outbound.values().map(|entry| entry.up.timeouts());
+        let down = self.inbound.values().map(|entry| entry.down.timeouts());
+        up.chain(down).any(|timeouts| timeouts == STALLED_AFTER)
+    }
+
+    /// Looks in every stream what may be missing on the other side.
+    pub(super) fn suspect_all(&mut self, out: &mut Outbox, at: &Moment<'_>) {
+        for (rid, entry) in &mut self.outbound {
+            entry.up.suspect(at.now, at.rtt);
+            out.pump(*rid, Dir::Up, &mut entry.up, at);
+        }
+        for (rid, entry) in &mut self.inbound {
+            entry.down.suspect(at.now, at.rtt);
+            out.pump(*rid, Dir::Down, &mut entry.down, at);
         }
     }
 
@@ -188,6 +249,7 @@ impl State {
 pub(super) struct Remote {
     pub(super) shared: Arc<Shared>,
     pub(super) budget: PeerBudget,
+    pub(super) flight: Arc<Flight>,
     state: Mutex<State>,
 }
 
@@ -207,9 +269,11 @@ impl Remote {
                 cancels_left: CANCELS,
                 queries: HashMap::new(),
                 violations: 0,
+                congested: VecDeque::new(),
                 heard: now,
                 sent: now,
             }),
+            flight: Arc::default(),
             shared,
         }
     }
@@ -229,13 +293,17 @@ impl Remote {
         let (result, session) = {
             let mut state = self.lock();
             let rtt = state.session().and_then(|session| session.rtt());
+            let direct = state.session().is_none_or(|session| session.direct());
+            self.flight.bind(!direct);
             let at = Moment {
                 now,
                 rtt,
+                flight: &self.flight,
                 shared: &self.shared,
             };
             out.cancels_left = state.cancels_left;
             let result = change(&mut state, &mut out, &at);
+            state.share_way(&mut out, &at);
             state.cancels_left = out.cancels_left;
             if out.frames.is_empty() {
                 return (result, Flow::Clear);
@@ -314,6 +382,11 @@ impl Remote {
         self.with(|state, out, at| state.rewind_all(out, at));
     }
 
+    /// A relay says that it dropped something, or the way has moved.
+    pub(super) fn suspect(&self) {
+        self.with(|state, out, at| state.suspect_all(out, at));
+    }
+
     /// Ended requests still remembered.
     pub(super) fn remembered(&self) -> usize {
         let state = self.lock();
@@ -358,6 +431,12 @@ impl Remote {
                     out.control(message::ack(batch));
                 }
                 let mut silent = None;
+                if state.times_out()
+                    && let Some(session) = state.session()
+                {
+                    // What carries it may be to blame.
+                    session.stalled();
+                }
                 if waiting > 0 {
                     if at.now.saturating_sub(state.heard) >= SESSION_LOST_AFTER {
                         silent = state.session().cloned();

@@ -3,11 +3,14 @@
 //! Pure: time comes in as an argument, frames go out by [`Sender::take`]. An item is pushed when
 //! credit allows, is taken when the link has room, and leaves when the other side has acked it.
 
-use std::{collections::VecDeque, ops::Range, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::budget::{Held, ITEM_COST};
+use super::{
+    budget::{Held, ITEM_COST},
+    congestion::{Flight, Flying},
+};
 use crate::{
     mesh::session::Class,
     wire::limits::{NOOP_AFTER, RTO_MAX, RTO_MIN, STREAM_LOST_AFTER, UNACKED_ITEMS},
@@ -74,11 +77,14 @@ pub(super) struct Sender {
     gap_answered: Option<Time>,
     /// Since when the caller waits for credit, and the pause before the next probe.
     starved: Option<(Time, Duration)>,
+    /// It waits for room on the way, in the queue of its node.
+    pub(super) queued: bool,
+    flying: Flying,
     held: Held,
 }
 
 impl Sender {
-    pub(super) fn new(window: u64, held: Held) -> Self {
+    pub(super) fn new(window: u64, held: Held, flight: Arc<Flight>) -> Self {
         Self {
             items: VecDeque::new(),
             acked: 0,
@@ -95,6 +101,8 @@ impl Sender {
             progress: Time::ZERO,
             gap_answered: None,
             starved: None,
+            queued: false,
+            flying: Flying::new(flight),
             held,
         }
     }
@@ -169,6 +177,7 @@ impl Sender {
             self.held
                 .shrink(item.json.len() + item.data.len() + ITEM_COST);
         }
+        self.flying.back(u64::MAX);
         self.acked = self.next;
         self.fresh = self.next;
         self.resend = self.next..self.next;
@@ -176,12 +185,30 @@ impl Sender {
         self.closed = false;
     }
 
+    /// Whether an item waits only because the way to its node carries no more now.
+    pub(super) fn congested(&self) -> bool {
+        self.resend.is_empty() && self.fresh != self.next && !self.has_way()
+    }
+
+    fn fresh_item(&self) -> Option<&Outgoing> {
+        self.items
+            .get(usize::try_from(self.fresh - self.acked).ok()?)
+    }
+
+    /// Whether the way carries the next fresh item.
+    fn has_way(&self) -> bool {
+        let item = self.fresh_item();
+        item.is_none_or(|item| self.flying.room(item.data.len() as u64, item.class))
+    }
+
     /// The next item for the link: `seq`, whether it was sent before, and the item.
     pub(super) fn take(&mut self, now: Time) -> Option<(u64, bool, Outgoing)> {
         let (seq, again) = if self.resend.is_empty() {
-            if self.fresh == self.next {
+            if self.fresh == self.next || !self.has_way() {
                 return None;
             }
+            let bytes = self.fresh_item().map_or(0, |item| item.data.len() as u64);
+            self.flying.left(bytes);
             if self.fresh == self.acked {
                 // The first one on its way: both clocks begin here.
                 self.timer = now;
@@ -207,6 +234,8 @@ impl Sender {
             self.resend = seq..end;
         } else if self.fresh == seq + 1 {
             self.fresh = seq;
+            let bytes = self.fresh_item().map_or(0, |item| item.data.len() as u64);
+            self.flying.back(bytes);
         }
     }
 
@@ -243,18 +272,61 @@ impl Sender {
             let due = self.gap_answered.is_none_or(|at| now >= at + pause);
             if due && self.resend.is_empty() {
                 self.gap_answered = Some(now);
-                self.recover = self.fresh;
-                self.burst = 1;
-                self.resend_from_acked();
+                self.lost(now, rtt);
             }
         }
         Ok(())
     }
 
+    /// Something may be missing on the other side: sends the first item again, and more with each
+    /// ack that follows.
+    fn lost(&mut self, now: Time, rtt: Option<Duration>) {
+        self.flying.flight().lost(now, rtt);
+        self.recover = self.fresh;
+        self.burst = 1;
+        self.resend_from_acked();
+    }
+
+    /// A relay says that it dropped a frame to this node, or the way has moved: looks what is
+    /// missing without waiting for the clock.
+    pub(super) fn suspect(&mut self, now: Time, rtt: Option<Duration>) {
+        if self.fresh > self.acked && self.resend.is_empty() {
+            self.timer = now;
+            self.lost(now, rtt);
+        }
+    }
+
+    /// Times the clock ran out in a row.
+    pub(super) fn timeouts(&self) -> u32 {
+        self.backoff
+    }
+
     /// Sends everything unacked again: the way it took is gone.
     pub(super) fn rewind(&mut self, now: Time) {
-        self.resend = self.acked..self.fresh;
+        let end = self.bounded(self.fresh);
+        if end < self.fresh {
+            // The rest follows with the acks.
+            self.recover = self.fresh;
+            self.burst = (end - self.acked).clamp(1, BURST_MAX);
+        }
+        self.resend = self.acked..end;
         self.timer = now;
+    }
+
+    /// The end of what may be sent again at once, from the first item that is not acked: no more
+    /// than the way carries.
+    fn bounded(&self, end: u64) -> u64 {
+        let most = self.flying.flight().most_again();
+        let mut bytes = 0;
+        let mut at = self.acked;
+        for item in &self.items {
+            bytes += item.data.len() as u64;
+            if at >= end || (bytes > most && at > self.acked) {
+                break;
+            }
+            at += 1;
+        }
+        at
     }
 
     /// Looks at the clock.
@@ -280,20 +352,19 @@ impl Sender {
         // One item, not all: a slow link has them all still in its queue.
         self.backoff = (self.backoff + 1).min(3);
         self.timer = now;
-        self.recover = self.fresh;
-        self.burst = 1;
-        self.resend_from_acked();
+        self.lost(now, rtt);
         Tick::Resend
     }
 
     fn resend_from_acked(&mut self) {
-        self.resend = self.acked..(self.acked + self.burst).min(self.recover);
+        self.resend = self.acked..self.bounded((self.acked + self.burst).min(self.recover));
     }
 
     fn forget_below(&mut self, next: u64) {
         while self.acked < next {
             self.acked += 1;
             if let Some(item) = self.items.pop_front() {
+                self.flying.acked(item.data.len() as u64);
                 self.held
                     .shrink(item.json.len() + item.data.len() + ITEM_COST);
             }

@@ -37,7 +37,7 @@ pub(super) use self::live::flow;
 use self::{
     answering::{Answer, Name},
     hellos::Hellos,
-    live::{Live, Unopened},
+    live::{Live, Unopened, WayNow},
 };
 use super::{
     bucket::Bucket,
@@ -529,20 +529,18 @@ impl Sessions {
     }
 
     /// Another table of routes is in force: sessions whose way has broken send again what may be
-    /// lost. A way that merely got better has lost nothing.
+    /// lost, and those whose way has moved look what is missing.
     pub(super) fn rerouted(&self) {
-        let mut moved = Vec::new();
-        for live in self.table().live.values() {
-            if live.usable()
-                && live.lost_its_way()
-                && self.0.hops.get(live.node().as_str()).is_some()
-            {
-                moved.push(live.clone());
-            }
-        }
-        for live in moved {
+        let usable = |live: &&Arc<Live>| live.usable();
+        let all: Vec<_> = self.table().live.values().filter(usable).cloned().collect();
+        for live in all {
+            let way = live.way_now();
             let session: SessionRef = live;
-            self.0.handler.rerouted(&session);
+            match way {
+                WayNow::Lost => self.0.handler.rerouted(&session),
+                WayNow::Moved => self.0.handler.dropped(&session),
+                WayNow::Same | WayNow::None => {}
+            }
         }
     }
 

@@ -150,6 +150,12 @@ pub const HDR_BYTES: usize = 4 * KIB;
 pub const INITIAL_WINDOW: u64 = 256 * KIB as u64;
 /// Largest credit of a half-stream.
 pub const MAX_WINDOW: u64 = 4 * MIB as u64;
+/// Bytes on their way to a node that is no direct neighbour, at first.
+pub const CONGESTION_WINDOW: u64 = 256 * KIB as u64;
+/// The same at least, whatever was lost.
+pub const CONGESTION_WINDOW_MIN: u64 = 64 * KIB as u64;
+/// What it grows by in a round trip, once something was lost.
+pub const CONGESTION_STEP: u64 = 32 * KIB as u64;
 /// Items of one half-stream on their way: the sender stops there, and a number this far ahead is an
 /// error. Acks come at half of it, so it bounds memory, never speed.
 pub const UNACKED_ITEMS: u64 = 4096;

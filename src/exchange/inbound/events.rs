@@ -1,6 +1,6 @@
 //! What changes a request of another node from outside: its frames, the clock, the loss of its way.
 
-use std::{task::Poll, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 
@@ -94,7 +94,7 @@ impl State {
             Inbound {
                 up,
                 body_bytes: request.blen,
-                down: Sender::new(INITIAL_WINDOW, budget.account()),
+                down: Sender::new(INITIAL_WINDOW, budget.account(), Arc::clone(at.flight)),
                 class: Class::Interactive,
                 stop: None,
                 headed: false,

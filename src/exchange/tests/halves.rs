@@ -1,6 +1,7 @@
 //! The two pure halves against a model (T41): whatever the way does to items and acks, what comes
 //! out is what went in, in order, once, within bounds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -91,7 +92,7 @@ impl Run {
     fn new() -> Self {
         let budget = budget();
         Self {
-            sender: Sender::new(WINDOW, budget.account()),
+            sender: Sender::new(WINDOW, budget.account(), Arc::default()),
             receiver: Receiver::new(WINDOW, u64::MAX, Time::ZERO, budget.account()),
             now: Time::ZERO,
             pushed: Vec::new(),
@@ -294,7 +295,7 @@ proptest! {
     #[test]
     fn a_sender_stands_any_ack(acks in proptest::collection::vec((0..20_u64, any::<u64>(), 0..5000_u64), 0..100)) {
         let budget = budget();
-        let mut sender = Sender::new(WINDOW, budget.account());
+        let mut sender = Sender::new(WINDOW, budget.account(), Arc::default());
         for (i, (next, max, millis)) in acks.into_iter().enumerate() {
             let now = Duration::from_millis(millis) + Duration::from_secs(i as u64);
             if sender.allowance().is_some_and(|room| room > 10) {
@@ -381,6 +382,6 @@ fn rules_of_the_last_item_hold() {
         long.arrive(0, part(bytes(101), false), Time::ZERO),
         Err(Violation::TooLong)
     );
-    let mut sender = Sender::new(10, budget().account());
+    let mut sender = Sender::new(10, budget().account(), Arc::default());
     assert_eq!(sender.on_ack(1, 10, Time::ZERO, RTT), Err(BadAck));
 }

@@ -65,6 +65,19 @@ struct Way {
     hop: Option<Hop>,
 }
 
+/// What a look at the routes says about the way a session used last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WayNow {
+    /// It is the same.
+    Same,
+    /// Another is better; the old one may have broken farther off.
+    Moved,
+    /// It is gone and there is another: what was on it may be lost.
+    Lost,
+    /// None is left.
+    None,
+}
+
 /// When a session was last of use.
 #[derive(Debug, Clone, Copy)]
 struct Used {
@@ -302,12 +315,16 @@ impl Live {
         due
     }
 
-    /// Whether the way has changed since the last frame so that frames may have been lost.
-    pub(super) fn lost_its_way(&self) -> bool {
+    /// What has become of the way since the last frame.
+    pub(super) fn way_now(&self) -> WayNow {
+        let now = self.hops.get(self.node().as_str());
         let way = lock(&self.way);
-        match &way.hop {
-            Some(hop) => !hop.link.is_open(),
-            None => true,
+        match (&way.hop, now) {
+            (_, None) => WayNow::None,
+            (None, Some(_)) => WayNow::Lost,
+            (Some(before), Some(_)) if !before.link.is_open() => WayNow::Lost,
+            (Some(before), Some(now)) if before.link.id() != now.link.id() => WayNow::Moved,
+            _ => WayNow::Same,
         }
     }
 
