@@ -4,6 +4,7 @@
 
 mod agents;
 mod audit;
+mod can;
 mod chat;
 mod client;
 mod completions;
@@ -17,6 +18,7 @@ mod locate;
 mod models;
 mod output;
 mod peers;
+mod policy;
 mod run;
 mod schema;
 mod secret;
@@ -102,6 +104,10 @@ enum Verb {
     Trust(trust::Args),
     /// Make cluster secrets.
     Secret(secret::Args),
+    /// Is this allowed here, and by which rule?
+    Can(can::Args),
+    /// Check the tool rules against cases.
+    Policy(policy::Args),
     /// What other nodes asked for, and whether the record is whole.
     Audit(audit::Args),
     /// Tokens of the local API.
@@ -161,6 +167,8 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Tool(args) => files::tool(&args, context),
         Verb::Identity => identity::run(context),
         Verb::Trust(args) => trust::run(&args, context),
+        Verb::Can(args) => can::run(&args, context),
+        Verb::Policy(args) => policy::run(&args, context),
         Verb::Audit(args) => audit::run(&args, context),
         Verb::Token(args) => token::run(&args, context),
         Verb::Secret(args) => secret::run(&args, context),

@@ -3,6 +3,7 @@
 
 pub mod handoff;
 pub mod metrics;
+pub mod policy;
 pub mod send;
 pub mod status;
 pub mod tokens;
@@ -156,6 +157,15 @@ impl Control {
                     Method::DELETE => handoff::cancel(&self.handoffs, id, asked).await,
                     _ => Ok(method_not_allowed("GET, DELETE", asked)),
                 }
+            }
+            "/api/v1/policy/can" => {
+                if *method != Method::POST {
+                    return Ok(method_not_allowed("POST", asked));
+                }
+                require(grant, Scope::Read)?;
+                let asked_for = self.parse(body).await?;
+                let answer = policy::can(&self.tools, &self.facts, asked_for).await?;
+                Ok(json(answer, asked))
             }
             "/api/v1/models/forget" => {
                 if *method != Method::POST {

@@ -7,6 +7,7 @@
 //! tool with everything it started.
 
 pub mod args;
+pub mod can;
 pub mod frames;
 pub mod host;
 pub mod inbound;

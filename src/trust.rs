@@ -408,6 +408,12 @@ impl TrustStore {
         lock(&self.inner.book).list()
     }
 
+    /// Level and labels a request of `node` would come with; a name without a key would be pinned.
+    #[must_use]
+    pub fn rights_of(&self, node: &NodeId) -> (Level, Vec<String>) {
+        lock(&self.inner.book).rights_of(node)
+    }
+
     /// Every denied key.
     #[must_use]
     pub fn denied(&self) -> Vec<KeyId> {

@@ -81,6 +81,8 @@ use crate::{
 const SOFTWARE: &str = concat!("clawmatrix/", env!("CARGO_PKG_VERSION"));
 /// What is left of the grace period for parts to close their files once the work has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long answers that say why they end may take to leave.
+const TELL_TIMEOUT: Duration = Duration::from_millis(300);
 /// How often a drain looks whether the last request of another node has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// `{"proxyPort","listenPort","pid"}` of the running node, for commands and the shim.
@@ -107,6 +109,7 @@ pub(super) struct Node {
     mesh: Mesh,
     exchange: Exchange,
     audit: Audit,
+    tools: ToolService,
     api: LocalApi,
     lent: LentModels,
     keys: Option<ShimKeys>,
@@ -306,7 +309,7 @@ impl Node {
             exchange: exchange.clone(),
             sessions: Arc::new(mesh.clone()),
             view: mesh.view(),
-            service: tool_service,
+            service: tool_service.clone(),
         });
         let (tokens, launch) = TokenStore::start(&state)?;
         let counters = Arc::new(Counters::default());
@@ -400,6 +403,7 @@ impl Node {
             mesh,
             exchange,
             audit,
+            tools: tool_service,
             api,
             lent,
             keys: shim_keys,
@@ -485,6 +489,16 @@ impl Node {
             }
         };
         let (finished, ()) = tokio::join!(timeout(grace, served), self.local.close(grace));
+        if finished.is_err() {
+            // Who waits for a command hears that it was ended, not silence.
+            self.tools.end_all();
+            let told = async {
+                while self.exchange.stats().inbound_open > 0 {
+                    tokio::time::sleep(DRAIN_LOOK).await;
+                }
+            };
+            let _ = timeout(TELL_TIMEOUT, told).await;
+        }
         self.mesh.shutdown(CLOSE_TIMEOUT.min(grace)).await;
         self.state.remove(ENDPOINT);
         // The last lines, and a signature under them.

@@ -104,6 +104,8 @@ struct Inner {
     rules: RwLock<Arc<Rules>>,
     around: Surroundings,
     counts: Counts,
+    /// The node ends.
+    ending: CancellationToken,
 }
 
 /// What a configuration says.
@@ -123,6 +125,26 @@ enum Work {
     Edit(super::args::Edit, Place),
     List(String, Place),
     Other(String, Value),
+}
+
+/// What is judged of a request.
+struct Asked<'a> {
+    subject: &'a Subject,
+    call: &'a Call,
+    agent: bool,
+}
+
+impl Asked<'_> {
+    fn verdict(&self, rules: &Rules, tool: &str, resource: Resource<'_>) -> Verdict {
+        rules.policy.judge(
+            self.subject,
+            Request {
+                tool,
+                resource,
+                agent: self.agent,
+            },
+        )
+    }
 }
 
 /// A request that was judged.
@@ -153,6 +175,7 @@ impl ToolService {
             rules: RwLock::new(Arc::new(rules)),
             around,
             counts: Counts::default(),
+            ending: CancellationToken::new(),
         }))
     }
 
@@ -161,6 +184,11 @@ impl ToolService {
         let mut rules = self.0.rules.write().unwrap_or_else(PoisonError::into_inner);
         let denied = rules.places.denied.clone();
         *rules = Arc::new(rules_of(config, &self.0.around, denied));
+    }
+
+    /// The node ends: whoever waits for a tool is told so, and the tools end.
+    pub fn end_all(&self) {
+        self.0.ending.cancel();
     }
 
     /// What one caller may do; for people who ask (`can`).
@@ -234,7 +262,7 @@ impl ToolService {
             }
         };
         match begun {
-            Ok(running) => tell(running, reply).await,
+            Ok(running) => tell(running, reply, &self.0.ending).await,
             Err(failure) => {
                 tracing::info!(request = ?rid, peer = %caller.node, code = failure.code.as_str(), "tool refused");
                 reply.fail(failure);
@@ -255,7 +283,9 @@ impl ToolService {
             parts.audit.record(entry.clone().failed(failure));
         })?;
         let rules = self.rules();
-        let judged = self.look(&rules, &ask).await;
+        let tags = (parts.tags)(&ask.caller.node);
+        let subject = Subject::of(&ask.caller, tags);
+        let judged = self.look(&rules, &subject, &ask.call, ask.agent).await;
         let entry = entry.ruled(&judged.verdict.rule, judged.verdict.level);
         let ready = async {
             let verdict = &judged.verdict;
@@ -305,8 +335,20 @@ impl ToolService {
     }
 
     /// Finds out what a request would touch, and judges that.
-    async fn look(&self, rules: &Arc<Rules>, ask: &Ask) -> Judged {
-        match &ask.call {
+    async fn look(
+        &self,
+        rules: &Arc<Rules>,
+        subject: &Subject,
+        call: &Call,
+        agent: bool,
+    ) -> Judged {
+        let asked = Asked {
+            subject,
+            call,
+            agent,
+        };
+        let ask = &asked;
+        match call {
             Call::Exec(exec) => self.look_at_command(rules, ask, exec),
             Call::Read(read) => {
                 let read = read.clone();
@@ -335,13 +377,13 @@ impl ToolService {
                 .await
             }
             Call::Other(tool, args) => Judged {
-                verdict: self.verdict(rules, ask, tool, Resource::None),
+                verdict: ask.verdict(rules, tool, Resource::None),
                 work: Ok(Work::Other(tool.clone(), args.clone())),
             },
         }
     }
 
-    fn look_at_command(&self, rules: &Rules, ask: &Ask, exec: &Exec) -> Judged {
+    fn look_at_command(&self, rules: &Rules, ask: &Asked<'_>, exec: &Exec) -> Judged {
         let wanted = command::wanted(exec, &rules.policy, &self.0.around);
         let verdict = match &wanted {
             Ok(Wanted::Shell(text)) => {
@@ -350,17 +392,17 @@ impl ToolService {
                 } else {
                     EXEC
                 };
-                self.verdict(rules, ask, tool, Resource::Text(text))
+                ask.verdict(rules, tool, Resource::Text(text))
             }
             Ok(Wanted::Program(path, argv)) => {
                 let path = path.to_string_lossy();
-                self.verdict(rules, ask, EXEC, Resource::Program { path: &path, argv })
+                ask.verdict(rules, EXEC, Resource::Program { path: &path, argv })
             }
             // Whoever may not run it does not learn whether it is there.
             Err(_) => {
                 let argv = exec.argv.clone().unwrap_or_default();
                 let path = argv.first().map_or("", String::as_str);
-                self.verdict(rules, ask, EXEC, Resource::Program { path, argv: &argv })
+                ask.verdict(rules, EXEC, Resource::Program { path, argv: &argv })
             }
         };
         let work = wanted.and_then(|wanted| {
@@ -376,12 +418,12 @@ impl ToolService {
     async fn look_at_file(
         &self,
         rules: &Arc<Rules>,
-        ask: &Ask,
+        ask: &Asked<'_>,
         path: String,
         last: Last,
         work: impl FnOnce(String, Place) -> Work,
     ) -> Judged {
-        let name = name_of(&ask.call);
+        let name = name_of(ask.call);
         let found = on_disk({
             let (rules, path) = (rules.clone(), path.clone());
             move || Ok(rules.places.locate(&path, last))
@@ -393,7 +435,7 @@ impl ToolService {
             |_| path.clone(),
             |place| place.real.to_string_lossy().into_owned(),
         );
-        let mut verdict = self.verdict(rules, ask, name, Resource::Path(&real));
+        let mut verdict = ask.verdict(rules, name, Resource::Path(&real));
         if let (Err(Refusal::Rule(rule)), Effect::Allow) = (&found, verdict.effect) {
             verdict.rule = (*rule).into();
         }
@@ -406,16 +448,15 @@ impl ToolService {
         Judged { verdict, work }
     }
 
-    fn verdict(&self, rules: &Rules, ask: &Ask, tool: &str, resource: Resource<'_>) -> Verdict {
-        let subject = Subject::of(&ask.caller, (self.0.parts.tags)(&ask.caller.node));
-        rules.policy.judge(
-            &subject,
-            Request {
-                tool,
-                resource,
-                agent: ask.agent,
-            },
-        )
+    /// The same search and the same judge, and nothing else.
+    pub(super) async fn look_only(
+        &self,
+        subject: &Subject,
+        call: &Call,
+        agent: bool,
+    ) -> (Verdict, Option<Failure>) {
+        let judged = self.look(&self.rules(), subject, call, agent).await;
+        (judged.verdict, judged.work.err())
     }
 
     /// Runs what is allowed in a task of its own.
@@ -620,7 +661,7 @@ async fn on_disk<T: Send + 'static>(
 
 /// Sends what a tool tells to whoever asked; a short answer in one record. Gone with him, the tool
 /// ends.
-async fn tell(mut running: Running, mut reply: Reply) {
+async fn tell(mut running: Running, mut reply: Reply, ending: &CancellationToken) {
     let mut headed = false;
     loop {
         let event = tokio::select! {
@@ -628,6 +669,13 @@ async fn tell(mut running: Running, mut reply: Reply) {
             event = running.events.recv() => event,
             // `running` is dropped, and the tool with it.
             _ = reply.cancelled() => return,
+            () = ending.cancelled() => {
+                reply.fail(Failure::started(
+                    Code::Cancelled,
+                    "the node is shutting down and has ended the tool; what it did until then stands",
+                ));
+                return;
+            }
         };
         let Some(event) = event else { return };
         let sent = match (event, headed) {

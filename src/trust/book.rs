@@ -219,6 +219,21 @@ impl Book {
         }
     }
 
+    /// How a request of `node` would be seen: an unknown name would be pinned first.
+    pub(super) fn rights_of(&self, node: &NodeId) -> (Level, Vec<String>) {
+        let folded = node.folded();
+        let confirmed = self
+            .configured
+            .get(&folded)
+            .is_some_and(|c| c.key.is_some());
+        let level = match self.pins.get(&folded) {
+            _ if confirmed => Level::Trusted,
+            Some(named) => named.pin.level,
+            None => Level::Pinned,
+        };
+        (level, self.labels(&folded))
+    }
+
     fn labels(&self, folded: &str) -> Vec<String> {
         let configured = self.configured.get(folded).map(|c| &c.labels);
         let pinned = self.pins.get(folded).map(|p| &p.pin.labels);

@@ -22,7 +22,7 @@ describe('tools of another node', { skip: missing.binary(), timeout: 120_000 }, 
   let lent;
   before(async () => {
     lent = realpathSync(mkdtempSync(join(folder('lent'), 'root-')));
-    mesh = await pair({ office: { listenPort: await freePort(), toolProxy: { enabled: true, roots: [lent], deny: ['browser'] } } });
+    mesh = await pair({ office: { listenPort: await freePort(), drainTimeout: 1, toolProxy: { enabled: true, roots: [lent], deny: ['browser'] } } });
   });
   after(() => mesh?.stop());
   const tool = (verb, body, { events = false, signal } = {}) =>
@@ -150,6 +150,20 @@ describe('tools of another node', { skip: missing.binary(), timeout: 120_000 }, 
     assert.match(doctor.output, /`toolProxy.allow` is open/);
   });
 
+  test('a_node_that_stops_ends_its_commands_and_says_so', async () => {
+    const pid = join(lent, 'stopping');
+    const running = tool('exec', { command: `echo $$ > ${pid}; sleep 300` });
+    const number = await until('the command to run', 10_000, () => existsSync(pid) && readFileSync(pid, 'utf8').trim());
+    const at = Date.now();
+    await mesh.office.stop();
+    const body = await (await running).json();
+    console.log(`# from the stop of office to the answer at home, grace of 1 s included: ${Date.now() - at} ms`);
+    assert.deepEqual([body.outcome, body.error.code], ['cancelled', 'cancelled'], JSON.stringify(body));
+    assert.ok(!alive(number));
+    await mesh.office.up();
+    await until('office to be back', 30_000, async () => (await json('read', { path: 'own' })).content === 'mine');
+  });
+
   test('a_killed_node_leaves_the_outcome_unknown_and_does_not_run_it_again', async () => {
     const count = join(lent, 'count');
     const running = tool('exec', { command: `echo ran >> ${count}; sleep 20` });
@@ -162,5 +176,62 @@ describe('tools of another node', { skip: missing.binary(), timeout: 120_000 }, 
     await mesh.office.up();
     await until('office to be back', 30_000, async () => (await json('read', { path: 'own' })).content === 'mine');
     assert.equal(readFileSync(count, 'utf8'), 'ran\n');
+  });
+});
+
+describe('questions about the rules', { skip: missing.binary(), timeout: 60_000 }, () => {
+  let mesh;
+  before(async () => {
+    mesh = await pair({
+      office: {
+        trust: { nodes: { 'family-01': { labels: ['family'] } } },
+        toolProxy: { enabled: true, roots: ['/usr/share'], rules: [
+          { id: 'docs', effect: 'allow', from: ['*'], action: ['tool:read', 'tool:list'], paths: ['/usr/share/**'] },
+          { id: 'private', effect: 'deny', from: ['*'], action: ['tool:*'], paths: ['/usr/share/doc/**'] },
+          { id: 'ls', effect: 'allow', from: ['label:family'], minTrust: 'pinned', action: ['tool:exec'], program: ['/usr/bin/*', '/bin/*'], args: 'any' },
+        ] },
+      },
+    });
+  });
+  after(() => mesh?.stop());
+
+  test('can_tells_the_verdict_and_the_rule_as_a_request_would_get_it', async () => {
+    const can = async (...args) => {
+      const { code, stdout, stderr } = await mesh.office.cli('can', ...args);
+      return `${code} ${stdout}${stderr}`.trim();
+    };
+    assert.equal(await can('home-01', 'read', 'office-01', '--', '/usr/share'), '0 allow by `docs`, level 0');
+    assert.equal(await can('home-01', 'list', 'office-01', '--', '/usr/share/doc'), '1 deny by `private`');
+    assert.match(await can('home-01', 'read', 'office-01', '--', '/etc/passwd'), /^1 deny by `default`/);
+    assert.match(await can('home-01', 'exec', 'office-01', '--', 'ls', '-l'), /^1 deny by `default`: the caller is not in `from`/);
+    assert.equal(await can('family-01', 'exec', 'office-01', '--', 'ls', '-l'), '0 allow by `ls`, level 1');
+    assert.match(await can('family-01', 'exec', 'office-01', '--', 'sh', '-c', 'id'), /^1 deny by `default`: such a program needs `dangerous: true`/);
+    assert.match(await can('family-01', 'exec', 'office-01', '-c', 'ls | wc'), /^1 deny by `default`/);
+    assert.match(await can('home-01', 'cluster_exec', 'office-01'), /^1 deny by `builtin.tools`/);
+    assert.match(await can('home-01', 'exec', 'office-01'), /^2 .*say what `exec` would touch/s);
+    assert.match(await can('home-01', 'read', 'home-01', '--', '/a'), /ask on the node that would be touched/);
+    const asked = await mesh.home.fetch('/api/v1/tools/read', { method: 'POST', body: JSON.stringify({ node: 'office-01', path: '/usr/share/doc' }) });
+    assert.match((await asked.json()).error.message, /denied on node `office-01` by `private`/);
+  });
+
+  test('policy_test_judges_a_file_of_cases', async () => {
+    const file = join(folder('cases'), 'cases.json');
+    const write = (cases, more = {}) => writeFileSync(file, JSON.stringify({ ...more, cases }));
+    const home = { from: 'home-01', action: 'exec' };
+    write([
+      { from: 'home-01', action: 'read', path: '/usr/share', expect: 'allow', rule: 'docs' },
+      { ...home, argv: ['ls'], expect: 'deny', rule: 'default' },
+      { from: 'family-01', action: 'tool:exec', argv: ['ls'], expect: 'allow', rule: 'ls' },
+    ]);
+    const good = await mesh.office.cli('policy', 'test', file, '--config', mesh.office.configFile);
+    assert.deepEqual([good.code, good.stdout.trim().split('\n').at(-1)], [0, '3 cases, 0 wrong'], good.output);
+    write([{ ...home, command: 'id | wc', expect: 'allow' }, { ...home, argv: ['id'], expect: 'deny' }], { toolProxy: { enabled: true, ask: ['exec'] } });
+    const bad = await mesh.office.cli('policy', 'test', file);
+    assert.equal(bad.code, 1);
+    assert.match(bad.stdout, /WRONG cases\[0\] home-01 exec: ask by `toolProxy.ask\[0\]`, level 2 \(expected allow\)/);
+    write([{ ...home, argv: ['ls'], expect: 'perhaps' }]);
+    assert.match((await mesh.office.cli('policy', 'test', file, '--config', mesh.office.configFile)).stderr, /`cases\[0\]` `expect` is/);
+    write([], { toolProxy: { enabled: true, rules: [{ id: 'x' }] } });
+    assert.equal((await mesh.office.cli('policy', 'test', file)).code, 78);
   });
 });
