@@ -199,6 +199,13 @@ setup_proxies() {
   command -v openssl >/dev/null 2>&1 || apt_install openssl || true
 }
 
+# Several hosts on one machine. Where that does not work the tests say why and are skipped.
+setup_namespaces() {
+  export PATH="$PATH:/usr/sbin:/sbin"
+  command -v ip >/dev/null 2>&1 || apt_install iproute2 || true
+  command -v nft >/dev/null 2>&1 || apt_install nftables || true
+}
+
 # Puts the plugin and the binaries given as `platform=path` into one tarball, as `npm pack` would.
 # Nothing is fetched and no npm script runs.
 pack_plugin() { # output.tgz platform=binary…
