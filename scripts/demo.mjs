@@ -1,8 +1,9 @@
 // See scripts/demo. Prints only what it ran.
 import { randomBytes } from 'node:crypto';
+import { join } from 'node:path';
 import { run } from '../tests/real/support/child.mjs';
 import { Gateway, openclawProvider } from '../tests/real/support/gateway.mjs';
-import { binary, freePort, processesUnder, until } from '../tests/real/support/places.mjs';
+import { binary, folder, freePort, processesUnder, until } from '../tests/real/support/places.mjs';
 import { Provider } from '../tests/real/support/provider.mjs';
 import { environment, Sidecar } from '../tests/real/support/sidecar.mjs';
 
@@ -23,6 +24,9 @@ async function step(name, work) {
   }
 }
 
+/** What office lends of its tools: commands alone, in a folder of its own. */
+const LENT = (dir) => ({ enabled: true, allow: ['exec'], roots: [dir] });
+const HELLO = 'echo "hello from office: $(uname -sr), in $PWD"';
 const QUESTION = 'Say in one sentence why two gateways are better than one.';
 const ANSWER = 'Because what one of them has, a model, a key, a graphics card, the other can use as if it were its own.';
 
@@ -43,6 +47,12 @@ async function main() {
     const done = await mesh.chat();
     console.log(`  ${done.stdout.trim()}`);
     if (done.code !== 0 || !done.stdout.trim()) throw new Error(`chat ended with ${done.code}: ${done.stderr}`);
+  });
+
+  await step('clawmatrix exec office-01, asked at home and allowed by office', async () => {
+    const done = await mesh.exec();
+    console.log(`  ${done.stdout.trim()}`);
+    if (done.code !== 0 || !done.stdout.includes('hello from office')) throw new Error(`exec ended with ${done.code}: ${done.stderr}`);
   });
 
   console.log(`\n${bold('done')} in ${((Date.now() - began) / 1000).toFixed(0)} s`);
@@ -72,7 +82,7 @@ async function gateways(provider, secret, meshPort) {
   folders.push(office.dir, home.dir);
   await step('install the plugin on both gateways: openclaw plugins install <tarball> --force --accept-capabilities', async () => {
     await Promise.all([
-      office.installPlugin({ nodeId: 'office-01', secret, listen: true, listenHost: '127.0.0.1', listenPort: meshPort, proxyPort: 0, models: [{ id: provider.model, provider: 'acme', description: 'lent by office' }] }),
+      office.installPlugin({ nodeId: 'office-01', secret, listen: true, listenHost: '127.0.0.1', listenPort: meshPort, proxyPort: 0, models: [{ id: provider.model, provider: 'acme', description: 'lent by office' }], toolProxy: LENT(join(office.dir, 'ws')) }),
       home.installPlugin({ nodeId: 'home-01', secret, proxyPort: await freePort(), peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${meshPort}` }], proxyModels: [{ id: provider.model, nodeId: 'office-01' }] }, { tools: { alsoAllow: ['cluster_peers'] } }),
     ]);
     console.log('  installed, then configured: office-01 lends the model, home-01 dials office-01');
@@ -93,6 +103,7 @@ async function gateways(provider, secret, meshPort) {
       if (!turn.text) throw new Error(`no answer: ${turn.raw}`);
       console.log(`  (${turn.pieces} pieces, the first after ${turn.firstMs} ms, all after ${turn.totalMs} ms)`);
     },
+    exec: () => home.openclaw('clawmatrix', 'exec', 'office-01', '-c', HELLO),
     chat: () => home.openclaw('clawmatrix', 'chat', `office-01/${provider.model}`, QUESTION),
     urls: () => [`home gateway    ${home.url} (OPENCLAW_STATE_DIR=${home.stateDir} OPENCLAW_CONFIG_PATH=${home.configFile})`, `office gateway  ${office.url}`, `home's models   http://127.0.0.1:${home.endpoint.proxyPort}/v1 (token in ${home.pluginState}/openclaw.token)`],
   };
@@ -102,7 +113,7 @@ async function sidecars(provider, secret, meshPort) {
   const stop = [];
   cleanups.push(() => Promise.all(stop.map((node) => node.stop())));
   const nodes = await step('start two nodes without OpenClaw', async () => {
-    const office = new Sidecar({ nodeId: 'office-01', secret, listen: true, listenHost: '127.0.0.1', listenPort: meshPort, models: [{ id: provider.model, baseUrl: provider.baseUrl, apiKey: provider.key }] });
+    const office = new Sidecar({ nodeId: 'office-01', secret, listen: true, listenHost: '127.0.0.1', listenPort: meshPort, models: [{ id: provider.model, baseUrl: provider.baseUrl, apiKey: provider.key }], toolProxy: LENT(folder('demo-lent')) });
     const home = new Sidecar({ nodeId: 'home-01', secret, peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${meshPort}` }] });
     stop.push(office, home);
     folders.push(office.dir, home.dir);
@@ -114,6 +125,7 @@ async function sidecars(provider, secret, meshPort) {
   return {
     peers: () => home.json('/api/v1/peers'),
     status: () => home.cli('status'),
+    exec: () => home.cli('exec', 'office-01', '-c', HELLO),
     chat: async () => {
       await home.model(`office-01/${provider.model}`);
       return run(binary, ['--state-dir', home.stateDir, 'chat', `office-01/${provider.model}`, QUESTION], { env: environment() });

@@ -9,7 +9,11 @@ mod metrics;
 mod node;
 mod tools;
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -40,8 +44,9 @@ const BLOCKING_THREADS: usize = 16;
 /// Who starts the node.
 #[derive(Debug)]
 pub enum Start {
-    /// A person or a service manager, with this configuration.
-    Alone(Box<Config>),
+    /// A person or a service manager, with this configuration and the file it was read from, which
+    /// SIGHUP makes us read again.
+    Alone(Box<Config>, Option<PathBuf>),
     /// The shim, which hands the configuration over standard input; we are its child.
     Shim,
 }
@@ -53,7 +58,7 @@ pub fn run(start: Start, state_dir: &Path) -> u8 {
     let redactor = Redactor::default();
     let format = match start {
         Start::Shim => Format::Json,
-        Start::Alone(_) => Format::Text,
+        Start::Alone(..) => Format::Text,
     };
     let dropped = telemetry::start(format, &redactor);
     forbid_core_dumps();
@@ -79,7 +84,7 @@ pub fn run(start: Start, state_dir: &Path) -> u8 {
     let code = runtime.block_on(async {
         match start {
             Start::Shim => under_shim(state_dir, logs).await,
-            Start::Alone(config) => alone(*config, state_dir, logs).await,
+            Start::Alone(config, file) => alone(*config, file, state_dir, logs).await,
         }
     });
     // A thread that reads standard input or syncs a file cannot be cancelled; it ends with the process.
@@ -119,11 +124,20 @@ fn report(error: &StartError, voice: Option<&Voice>, state_dir: &Path) -> u8 {
     code
 }
 
-async fn alone(config: Config, state_dir: &Path, logs: Logs) -> u8 {
+async fn alone(config: Config, file: Option<PathBuf>, state_dir: &Path, logs: Logs) -> u8 {
     let started = async {
         let mut signals = Signals::open()?;
+        let mut reload = Signals::listen(SignalKind::hangup())?;
         let node = Node::start(config, BTreeMap::new(), state_dir, None, logs)?;
-        signals.wait().await;
+        loop {
+            tokio::select! {
+                () = signals.wait() => break,
+                _ = reload.recv() => match &file {
+                    Some(file) => node.reload(Config::from_file(file)),
+                    None => tracing::warn!("the configuration came from standard input: it cannot be read again"),
+                },
+            }
+        }
         let grace = node.drain_timeout();
         tokio::select! {
             () = node.drain(grace) => {}
@@ -260,16 +274,17 @@ struct Signals {
 }
 
 impl Signals {
+    fn listen(kind: SignalKind) -> Result<Signal, StartError> {
+        signal(kind).map_err(|source| StartError::System {
+            action: "listen for signals",
+            source,
+        })
+    }
+
     fn open() -> Result<Self, StartError> {
-        let listen = |kind| {
-            signal(kind).map_err(|source| StartError::System {
-                action: "listen for signals",
-                source,
-            })
-        };
         Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
+            terminate: Self::listen(SignalKind::terminate())?,
+            interrupt: Self::listen(SignalKind::interrupt())?,
         })
     }
 

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     audit::Audit,
-    config::{AgentConfig, Config},
+    config::{AgentConfig, Config, ConfigError, render},
     control::{Control, status::Facts},
     crypto::stretch::MeshKeys,
     drain::Tasks,
@@ -83,6 +83,9 @@ const SOFTWARE: &str = concat!("clawmatrix/", env!("CARGO_PKG_VERSION"));
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long answers that say why they end may take to leave.
 const TELL_TIMEOUT: Duration = Duration::from_millis(300);
+/// Begin of the warning of a configuration that could not be read again.
+const RELOAD_FAILED: &str =
+    "the configuration could not be read again, the rules of before are in force";
 /// How often a drain looks whether the last request of another node has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// `{"proxyPort","listenPort","pid"}` of the running node, for commands and the shim.
@@ -427,6 +430,32 @@ impl Node {
     /// The way to the gateway's process, if it is our parent.
     pub(super) fn bridge(&self) -> Option<Bridge> {
         self.bridge.clone()
+    }
+
+    /// Puts the tool policy of a configuration that was read again in force. One that cannot be read
+    /// leaves the old rules as they are, and the operator is told.
+    pub(super) fn reload(&self, read: Result<Config, ConfigError>) {
+        let warnings = match read {
+            Ok(config) => {
+                self.tools.set_config(&config.tools);
+                tracing::info!(
+                    "the tool policy was read again; other settings take effect at the next start"
+                );
+                config.warnings
+            }
+            Err(error) => {
+                let problems = render(&error.0);
+                tracing::error!(
+                    problems,
+                    "the configuration is wrong: the rules of before stay in force"
+                );
+                let mut warnings = self.warnings.borrow().clone();
+                warnings.retain(|warning| !warning.starts_with(RELOAD_FAILED));
+                warnings.push(format!("{RELOAD_FAILED}: {problems}"));
+                warnings
+            }
+        };
+        self.warnings.send_replace(warnings);
     }
 
     /// Takes what the shim says of its work for us; gives back what is for the node as a whole.

@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         Start::Shim
     } else {
         match read(args.config.as_deref()) {
-            Ok(config) => Start::Alone(Box::new(config)),
+            Ok(config) => Start::Alone(Box::new(config), file(args.config.as_deref())),
             Err(error) => {
                 if error.code == CONFIG {
                     app::remember(&state, error.code, &error.text(Paint::PLAIN));
@@ -52,6 +52,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         }
     };
     Ok(app::run(start, &state))
+}
+
+/// The file a configuration is read from; none for standard input.
+fn file(named: Option<&Path>) -> Option<PathBuf> {
+    if named == Some(Path::new("-")) {
+        return None;
+    }
+    std::path::absolute(file_or_default(named).ok()?).ok()
 }
 
 /// The configuration of a node without OpenClaw.

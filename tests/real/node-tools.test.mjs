@@ -150,6 +150,28 @@ describe('tools of another node', { skip: missing.binary(), timeout: 120_000 }, 
     assert.match(doctor.output, /`toolProxy.allow` is open/);
   });
 
+  // T106
+  test('rules_are_read_again_on_sighup_and_a_wrong_file_changes_nothing', async () => {
+    const { office } = mesh;
+    const good = readFileSync(office.configFile, 'utf8');
+    const hangup = () => process.kill(office.endpoint.pid, 'SIGHUP');
+    const exec = async () => (await json('exec', { argv: ['true'] })).outcome;
+    writeFileSync(office.configFile, good.slice(0, -5));
+    hangup();
+    const told = await until('the warning', 10_000, async () => (await office.json('/api/v1/status')).warnings.find((w) => w.includes('could not be read again')));
+    assert.match(told, /it may be half-written/);
+    assert.equal(await exec(), 'completed', 'the old rules are in force');
+    const rules = JSON.parse(good);
+    rules.toolProxy.deny.push('exec');
+    writeFileSync(office.configFile, JSON.stringify(rules));
+    hangup();
+    await until('the new rules', 10_000, async () => (await exec()) === 'not_dispatched');
+    assert.ok(!(await office.json('/api/v1/status')).warnings.some((w) => w.includes('could not be read again')));
+    writeFileSync(office.configFile, good);
+    hangup();
+    await until('the first rules', 10_000, async () => (await exec()) === 'completed');
+  });
+
   test('a_node_that_stops_ends_its_commands_and_says_so', async () => {
     const pid = join(lent, 'stopping');
     const running = tool('exec', { command: `echo $$ > ${pid}; sleep 300` });
