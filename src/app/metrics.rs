@@ -3,6 +3,7 @@
 use crate::{
     audit::Audit,
     control::metrics::{MetricSource, counter, gauge},
+    drain::Tasks,
     exchange::Exchange,
     mesh::{Mesh, view::Reach},
     telemetry::Dropped,
@@ -15,6 +16,7 @@ pub(super) struct NodeMetrics {
     pub(super) mesh: Mesh,
     pub(super) log: Dropped,
     pub(super) audit: Audit,
+    pub(super) tasks: Tasks,
 }
 
 impl MetricSource for NodeMetrics {
@@ -75,6 +77,12 @@ impl MetricSource for NodeMetrics {
             "clawmatrix_links",
             "Nodes linked directly.",
             &[(String::new(), linked as f64)],
+        );
+        gauge(
+            out,
+            "clawmatrix_tasks",
+            "Tasks of this process, connections to the local API apart.",
+            &[(String::new(), self.tasks.running() as f64)],
         );
         let carried = self.mesh.carried();
         counter(

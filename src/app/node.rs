@@ -355,6 +355,7 @@ impl Node {
                         mesh: mesh.clone(),
                         log: dropped,
                         audit: audit.clone(),
+                        tasks: tasks.clone(),
                     }),
                 ],
             },
