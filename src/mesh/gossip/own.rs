@@ -191,6 +191,12 @@ impl Own {
         LINK_STATE_EVERY.max(LINK_STATE_PER_NODE * u32::try_from(nodes).unwrap_or(u32::MAX))
     }
 
+    /// Whether the others were told of our links as they are.
+    #[cfg(test)]
+    pub(super) fn has_told(&self) -> bool {
+        self.due.is_none()
+    }
+
     /// When our links are to be told; none when they are not.
     fn links_at(&self, nodes: usize, now: Instant) -> Option<Instant> {
         let (due, since) = self.due?;
@@ -204,6 +210,10 @@ impl Own {
         Some(match due {
             Due::Moved => usual,
             _ if turns < 1.0 => usual.min(now + every.mul_f64(1.0 - turns)),
+            // The first links of all follow a record that nobody has seen yet.
+            Due::Appeared if self.told.relays.is_empty() && self.told.leaves.is_empty() => {
+                since + GATHER
+            }
             Due::Appeared => (since + GATHER).max(self.ls.at + APART.min(every)),
             Due::Lost => since,
         })

@@ -117,6 +117,10 @@ impl Net {
         link
     }
 
+    pub(super) fn linked(&self, a: usize, b: usize) -> bool {
+        self.nodes[a].links.values().any(|them| *them == b)
+    }
+
     pub(super) fn cut(&mut self, link: LinkId) {
         for us in 0..self.nodes.len() {
             if let Some(them) = self.nodes[us].links.remove(&link) {
@@ -246,11 +250,13 @@ impl Net {
     /// Whether every node has the descriptors of all, and every relay their links.
     pub(super) fn converged(&self) -> bool {
         let all = 0..self.nodes.len();
-        all.clone().all(|a| {
-            all.clone().all(|b| {
-                self.has(a, b, RecordKind::Descriptor)
-                    && (!self.nodes[a].relay || self.has(a, b, RecordKind::LinkState))
+        let told = |node: &Node| node.gossip.own.has_told();
+        self.nodes.iter().all(told)
+            && all.clone().all(|a| {
+                all.clone().all(|b| {
+                    self.has(a, b, RecordKind::Descriptor)
+                        && (!self.nodes[a].relay || self.has(a, b, RecordKind::LinkState))
+                })
             })
-        })
     }
 }
