@@ -1,7 +1,9 @@
 //! What is remembered of requests that have ended (protocol 5.3, 7.1).
 //!
 //! Those that may run once only keep a [`Slot`] for ten minutes after their end and are never
-//! forgotten early; the rest is remembered for a minute, the oldest making room.
+//! forgotten early. What never ran is remembered longer than a copy of it that somebody holds back
+//! counts as fresh, and makes room for its like alone. The rest is remembered for a minute, the oldest
+//! making room.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,7 +18,7 @@ use crate::{
     ids::RequestId,
     wire::{
         code::Code,
-        limits::{RID_MEMORY, RIDS, RIDS_PER_PEER, TOMBSTONE},
+        limits::{RID_MEMORY, RIDS, RIDS_PER_PEER, TOMBSTONE, UNRUN_MEMORY},
     },
 };
 
@@ -72,11 +74,13 @@ struct Tomb {
 pub(super) struct Tombs {
     map: HashMap<RequestId, Tomb>,
     short: VecDeque<(Time, RequestId)>,
+    /// Those that never ran.
+    unrun: VecDeque<(Time, RequestId)>,
     long: VecDeque<(Time, RequestId)>,
 }
 
 impl Tombs {
-    /// Remembers `rid`: ten minutes with a `slot`, a minute without.
+    /// Remembers `rid`: ten minutes with a `slot`, without one for a minute or two.
     pub(super) fn bury(&mut self, rid: RequestId, fate: Fate, slot: Option<Slot>, now: Time) {
         let long = slot.is_some();
         if self.map.insert(rid, Tomb { fate, _slot: slot }).is_some() {
@@ -86,12 +90,16 @@ impl Tombs {
             self.long.push_back((now + RID_MEMORY, rid));
             return;
         }
-        if self.short.len() >= RIDS_PER_PEER
-            && let Some((_, oldest)) = self.short.pop_front()
+        let (queue, time) = match fate {
+            Fate::Ended => (&mut self.short, TOMBSTONE),
+            Fate::Refused(_) | Fate::Cancelled | Fate::Fenced => (&mut self.unrun, UNRUN_MEMORY),
+        };
+        if queue.len() >= RIDS_PER_PEER
+            && let Some((_, oldest)) = queue.pop_front()
         {
             self.map.remove(&oldest);
         }
-        self.short.push_back((now + TOMBSTONE, rid));
+        queue.push_back((now + time, rid));
     }
 
     pub(super) fn fate(&self, rid: &RequestId) -> Option<Fate> {
@@ -109,16 +117,16 @@ impl Tombs {
 
     /// Forgets what is old enough; returns when the next one is.
     pub(super) fn expire(&mut self, now: Time) -> Option<Time> {
-        for queue in [&mut self.short, &mut self.long] {
+        for queue in [&mut self.short, &mut self.unrun, &mut self.long] {
             while let Some((_, rid)) = queue.pop_front_if(|(until, _)| *until <= now) {
                 self.map.remove(&rid);
             }
         }
         let front = |queue: &VecDeque<(Time, RequestId)>| queue.front().map(|(until, _)| *until);
-        match (front(&self.short), front(&self.long)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [&self.short, &self.unrun, &self.long]
+            .into_iter()
+            .filter_map(front)
+            .min()
     }
 }
 
@@ -127,6 +135,23 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::wire::limits::{HELLO_TIMEOUT, STALE_AFTER};
+
+    /// A copy that a relay holds back is refused as stale once this much has passed: until then the
+    /// refusal must be remembered, whatever else ends meanwhile.
+    #[test]
+    fn a_refusal_outlives_every_fresh_copy() {
+        let mut tombs = Tombs::default();
+        let refused = RequestId::random();
+        tombs.bury(refused, Fate::Fenced, None, Time::ZERO);
+        for _ in 0..=RIDS_PER_PEER {
+            tombs.bury(RequestId::random(), Fate::Ended, None, Time::ZERO);
+        }
+        tombs.expire(STALE_AFTER + HELLO_TIMEOUT);
+        assert_eq!(tombs.fate(&refused), Some(Fate::Fenced));
+        tombs.expire(UNRUN_MEMORY);
+        assert_eq!(tombs.fate(&refused), None);
+    }
 
     #[test]
     fn once_only_is_remembered_longest_and_never_evicted() {

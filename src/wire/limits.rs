@@ -181,6 +181,10 @@ pub const RTO_MAX: Duration = Duration::from_secs(8);
 pub const STREAM_LOST_AFTER: Duration = Duration::from_secs(30);
 /// An ended idempotent rid is remembered this long.
 pub const TOMBSTONE: Duration = Duration::from_secs(60);
+/// A rid that was refused, cancelled or fenced before it ran is remembered this long: longer than a
+/// copy of its request that is held back counts as fresh ([`STALE_AFTER`] after the session began,
+/// which may be [`HELLO_TIMEOUT`] later than its asker thinks).
+pub const UNRUN_MEMORY: Duration = Duration::from_secs(120);
 /// An ended non-idempotent rid and its result are remembered this long (7.1).
 pub const RID_MEMORY: Duration = Duration::from_secs(600);
 /// Rids remembered in all (7.1).

@@ -17,7 +17,7 @@ use crate::{
     },
     ids::RequestId,
     wire::{
-        code::{Code, Failure},
+        code::{Code, Failure, Stage},
         limits::{RTO_MAX, STREAM_LOST_AFTER},
     },
 };
@@ -70,6 +70,10 @@ impl State {
         }
         let Some(seq) = seq else {
             if let Some(Last::Failed(failure)) = last {
+                // A refusal that comes after the request was taken is one of another copy: what
+                // became of the first it does not know.
+                let outdated = entry.answered && failure.stage == Stage::NotStarted;
+                let failure = if outdated { entry.lost() } else { failure };
                 entry.fail(failure);
             }
             return false;
