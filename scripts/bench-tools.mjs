@@ -78,7 +78,8 @@ async function sshOver() {
   const port = await freePort();
   for (const name of ['host', 'user']) execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', join(dir, name)]);
   execFileSync('cp', [join(dir, 'user.pub'), join(dir, 'authorized')]);
-  const config = [`Port ${port}`, 'ListenAddress 127.0.0.1', `HostKey ${join(dir, 'host')}`, `AuthorizedKeysFile ${join(dir, 'authorized')}`, 'StrictModes no', 'UsePAM no', 'PermitRootLogin yes', `PidFile ${join(dir, 'pid')}`];
+  // A home without start-up files: bash reads ~/.bashrc for every command over ssh, which measures that file.
+  const config = [`Port ${port}`, 'ListenAddress 127.0.0.1', `HostKey ${join(dir, 'host')}`, `AuthorizedKeysFile ${join(dir, 'authorized')}`, 'StrictModes no', 'UsePAM no', 'PermitRootLogin yes', `SetEnv HOME=${dir}`, `PidFile ${join(dir, 'pid')}`];
   writeFileSync(join(dir, 'sshd_config'), `${config.join('\n')}\n`);
   if (userInfo().uid === 0) execFileSync('mkdir', ['-p', '/run/sshd']);
   const server = new Child(SSHD, ['-D', '-e', '-f', join(dir, 'sshd_config')], {});

@@ -27,6 +27,15 @@ use clawmatrix::{
         view::{Descriptor, ModelOffer},
     },
     models::splice as body,
+    policy::command,
+    tools::{
+        args::Call,
+        frames::Frames,
+        host::{
+            denied::Denied,
+            place::{Last, Places},
+        },
+    },
     trust::{Level, TrustStore},
     wire::{
         frame::{GossipHeader, LinkHeader, RoutedHeader},
@@ -94,6 +103,11 @@ pub const TARGETS: &[Target] = &[
         name: "splice",
         run: splice,
         seeds: splice_seeds,
+    },
+    Target {
+        name: "tools",
+        run: tools,
+        seeds: tools_seeds,
     },
     Target {
         name: "json",
@@ -484,6 +498,60 @@ fn splice_seeds() -> Vec<Vec<u8>> {
         r#"{"model":"office-01/m","messages":[{"role":"user","content":"a \"model\": b"}],"stream":true}"#,
         r#" { "a" : {"model":1}, "mod\u0065l" : "x\u00e9\/y" , "stream":false}"#,
         "data: x\n\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
+/// What a request for a tool is read with (protocol 8): commands, paths, arguments, the answer's frames. A
+/// path that leads anywhere leads beneath its root.
+fn tools(data: &[u8]) {
+    static PLACES: LazyLock<Places> = LazyLock::new(|| {
+        let root = std::env::temp_dir().join("clawmatrix-fuzz-root");
+        fs::create_dir_all(root.join("sub")).expect("the root can be made");
+        let root = fs::canonicalize(root).expect("the root is there");
+        Places {
+            roots: vec![root],
+            home: "/nonexistent".into(),
+            denied: Denied::new(Path::new("/nonexistent"), &[]),
+        }
+    });
+    let _ = Frames::default().feed(data);
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Some(words) = command::words(text) {
+        let quoted: Vec<String> = words
+            .iter()
+            .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
+            .collect();
+        let again = command::words(&quoted.join(" "));
+        assert_eq!(again.as_deref(), Some(&*words));
+    }
+    let _ = command::hidden(text);
+    let _ = command::forbidden_variable(text);
+    for last in [Last::Follow, Last::Keep] {
+        if let Ok(place) = PLACES.locate(text, last) {
+            assert!(place.real.starts_with(&PLACES.roots[0]), "{place:?}");
+        }
+    }
+    if let Ok(args) = serde_json::from_str::<serde_json::Value>(text) {
+        for tool in ["exec", "read", "write", "edit", "list", "other"] {
+            let _ = Call::read(tool, args.clone());
+        }
+    }
+}
+
+fn tools_seeds() -> Vec<Vec<u8>> {
+    [
+        "ls -la 'a b' \"c\\\"d\" e\\ f",
+        "A=1 ls | wc",
+        "sub/../x",
+        "./sub/a.txt",
+        "/tmp/clawmatrix-fuzz-root/sub/%2e%2e/x",
+        r#"{"argv":["ls","-l"],"workdir":"sub","timeout":1.5,"env":{"TZ":"x"}}"#,
+        r#"{"path":"sub","offset":1,"limit":2}"#,
+        "\u{1}\0\0\0\u{3}abc",
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
