@@ -1,6 +1,10 @@
 //! Which way leads where, and when that is worked out anew (protocol 6.3).
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout};
 
@@ -31,6 +35,8 @@ const ROUTES_WAIT: Duration = Duration::from_millis(600);
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     ways: Ways,
+    /// Nodes to which a way led once and none leads now. Others without a way may just be new.
+    lost: HashSet<NodeId>,
     penalties: Penalties,
     worked_out: Option<Instant>,
     due: Option<Instant>,
@@ -87,7 +93,12 @@ impl Hub {
         let members = &state.gossip.members;
         let topology = Topology::of(members, |node| self.settings.believes(node));
         let routes = &mut state.routes;
-        routes.ways = routing::ways(&topology, &first, &routes.penalties, &routes.ways, now);
+        let ways = routing::ways(&topology, &first, &routes.penalties, &routes.ways, now);
+        routes.lost.extend(routes.ways.keys().cloned());
+        routes
+            .lost
+            .retain(|node| !ways.contains_key(node) && members.knows(node));
+        routes.ways = ways;
         routes.worked_out = Some(now);
         routes.due = routes.penalties.next(now);
         let hop = |(node, way): (&NodeId, &routing::Way)| {
@@ -199,15 +210,16 @@ impl Hub {
                 Code::ShuttingDown,
                 format!("node `{node}` is shutting down"),
             )),
-            Some(_) => Ok(()),
-            None if members.knows(node) => Err(not_now(
+            // The relay would say the same, but only after the request had left us.
+            Some(hop) if hop.direct || !state.routes.lost.contains(node) => Ok(()),
+            _ if members.knows(node) => Err(not_now(
                 Code::NoRoute,
                 match members.why_not(node) {
                     Some(why) => format!("node `{node}` is not reachable: {why}"),
                     None => format!("node `{node}` is not reachable yet"),
                 },
             )),
-            None => Err(Failure::not_started(
+            _ => Err(Failure::not_started(
                 Code::NodeNotFound,
                 format!("no node `{node}` is known"),
             )),

@@ -175,6 +175,22 @@ async fn no_way_is_said_at_once() {
     drop(cloud);
 }
 
+/// A session outlives its way, but no new request may leave over it: what was sent may have had effects.
+#[tokio::test]
+async fn nothing_new_is_sent_where_no_way_leads_any_more() {
+    let (home, _cloud, office) = three().await;
+    home.tells(&office, "{\"n\":1}").await;
+    // As if it was killed: no goodbye, and it does not come back.
+    office.mesh.hub.stop.cancel();
+    for link in office.mesh.hub.open_links() {
+        link.end(crate::wire::close::CloseCode::Normal, "killed");
+    }
+    home.sees("office", |view| view.reach == Reach::Unreachable)
+        .await;
+    let refused = home.mesh.session(&office.name).await.unwrap_err();
+    assert_eq!(refused.code, Code::NoRoute, "{refused:?}");
+}
+
 #[tokio::test]
 async fn offers_cross_the_relay() {
     let (home, _cloud, office) = three().await;
