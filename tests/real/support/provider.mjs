@@ -47,6 +47,7 @@ export class Provider extends EventEmitter {
 
   static async start({ key = null, port = 0, host = '127.0.0.1' } = {}) {
     const p = new Provider();
+    p.setMaxListeners(0); // one for each request that a test waits for
     p.key = key;
     p.#server = createServer((req, res) => p.#serve(req, res).catch((error) => res.destroy(error)));
     p.#server.on('connection', (s) => {

@@ -8,9 +8,11 @@ import { binary, folder, Hopeless, until } from './places.mjs';
 export const SECRET = 'kU9-real-parts-7Qe2vX0s-tests-only';
 
 export class Sidecar {
-  constructor(config, dir = folder(config.nodeId ?? 'node')) {
+  /** `env` is added to the environment of its process. */
+  constructor(config, dir = folder(config.nodeId ?? 'node'), env = {}) {
     this.config = { secret: SECRET, proxyPort: 0, ...config };
     this.dir = dir;
+    this.env = env;
     this.stateDir = join(dir, 'state');
     this.configFile = join(dir, 'node.json');
     mkdirSync(this.stateDir, { recursive: true, mode: 0o700 });
@@ -18,14 +20,14 @@ export class Sidecar {
   }
 
   /** Starts it and waits until its local API answers. */
-  static async start(config, dir) {
-    const s = new Sidecar(config, dir);
+  static async start(config, dir, env) {
+    const s = new Sidecar(config, dir, env);
     await s.up();
     return s;
   }
 
   spawn() {
-    this.child = new Child(binary, ['run', '--config', this.configFile, '--state-dir', this.stateDir], { env: environment() });
+    this.child = new Child(binary, ['run', '--config', this.configFile, '--state-dir', this.stateDir], { env: environment(this.env) });
     return this.child;
   }
 
