@@ -11,6 +11,7 @@ import { Worker, isMainThread, parentPort } from 'node:worker_threads';
 import { Child } from '../tests/real/support/child.mjs';
 import { binary, folder, freePort, until } from '../tests/real/support/places.mjs';
 import { Sidecar } from '../tests/real/support/sidecar.mjs';
+import { relayNumbers, showRelays } from './bench-relay.mjs';
 
 const STREAMS = 200;
 const CHUNKS = 100;
@@ -24,7 +25,7 @@ async function main() {
   const wanted = (name) => !values.only || values.only.split(',').includes(name);
   const seconds = values.short ? 2 : 8;
   const rounds = values.short ? 1 : 3;
-  const bed = await Bed.start();
+  const bed = ['node', 'rates', 'bodies', 'streams'].some(wanted) ? await Bed.start() : null;
   const result = { machine: machine(), binary: { path: binary, bytes: statSync(binary).size }, rounds, seconds };
   try {
     if (wanted('node')) {
@@ -44,9 +45,13 @@ async function main() {
       result.streams = await streams(bed, rounds);
       table(`${STREAMS} streams, a chunk every ${CHUNK_MS} ms each`, result.streams);
     }
+    if (wanted('relay')) {
+      result.relay = await relayNumbers(values.short);
+      showRelays(result.relay);
+    }
     if (values.json) writeFileSync(values.json, `${JSON.stringify(result, null, 2)}\n`);
   } finally {
-    await bed.stop();
+    await bed?.stop();
   }
   process.exit(0); // the worker's server has no other end
 }
