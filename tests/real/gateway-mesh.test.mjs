@@ -8,6 +8,7 @@ import { after, before, describe, test } from 'node:test';
 import { Gateway, openclawProvider } from './support/gateway.mjs';
 import { freePort, missing, processesUnder, until } from './support/places.mjs';
 import { Provider } from './support/provider.mjs';
+import { metrics, peerOf, startRelay } from './support/relays.mjs';
 import { SECRET } from './support/sidecar.mjs';
 
 const skip = missing.openclaw() || missing.tarball();
@@ -154,5 +155,28 @@ describe('two gateways', { skip, timeout: 420_000 }, () => {
     await until('office to be back', 70_000, async () => (await home.apiJson('/api/v1/peers')).find((p) => p.nodeId === 'office-01')?.connected);
     const turn = await home.turn('welcome back', { model: 'office-01/mock-1' });
     assert.equal(turn.text, 'echo: welcome back (end of echo)', turn.raw);
+  });
+
+  // Last: it takes the direct link away.
+  test('agent_turn_and_message_go_through_a_relay_that_both_dial', async () => {
+    const cloud = await startRelay('cloud-01');
+    try {
+      const through = (more) => ({ plugins: { entries: { clawmatrix: { config: { peers: [peerOf(cloud)], ...more } } } } });
+      await Promise.all([office.patch(through({ listen: false })), home.patch(through({}))]);
+      const seen = await until('office through cloud-01', 60_000, async () => (await home.apiJson('/api/v1/peers')).find((p) => p.nodeId === 'office-01' && p.state === 'relay'));
+      assert.deepEqual([seen.connected, seen.reachableVia], [true, 'cloud-01']);
+      await until('the model of office', 30_000, async () => (await home.apiJson('/v1/models')).data.some((m) => m.id === 'office-01/mock-1'));
+      const turn = await home.turn('far away [[slow 30]]', { model: 'office-01/mock-1' });
+      assert.equal(turn.text, 'echo: far away (end of echo)', turn.raw);
+      assert.ok(turn.pieces > 1, `${turn.pieces} piece(s): not streamed`);
+      assert.equal(turn.usage?.total_tokens, 18, JSON.stringify(turn.usage));
+      const sent = await home.api('/api/v1/send', { method: 'POST', body: JSON.stringify({ target: 'office-01/main', message: 'over the relay', wake: false }) });
+      assert.equal((await sent.json()).delivered, true);
+      assert.ok((await metrics(cloud)).clawmatrix_relayed_frames_total > 0);
+      assert.ok(!cloud.child.output.includes('far away') && !cloud.child.output.includes('over the relay'));
+      console.log(`# first text through the relay after ${turn.firstMs} ms`);
+    } finally {
+      await cloud.stop();
+    }
   });
 });
