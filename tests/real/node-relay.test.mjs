@@ -131,8 +131,11 @@ describe('two relays side by side', { skip, timeout: 180_000 }, () => {
       await work(relay);
     } finally {
       await relay.up();
-      await mesh.home.peer(relay.config.nodeId, 70_000);
-      await mesh.office.peer(relay.config.nodeId, 70_000);
+      // Over links of their own: through the other relay it would be reached as well.
+      for (const node of [mesh.home, mesh.office]) {
+        const name = relay.config.nodeId;
+        await until(`a link of ${node.config.nodeId} to ${name}`, 70_000, async () => (await node.json('/api/v1/peers')).find((p) => p.nodeId === name && p.state === 'direct'));
+      }
     }
   }
 
