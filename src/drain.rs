@@ -25,9 +25,6 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let stop = self.stop.clone();
-        // Boxed: the task would be copied once for each layer around it, and those of requests are
-        // kilobytes.
-        let task = Box::pin(task);
         self.tracker.spawn(async move {
             tokio::select! {
                 () = task => {}

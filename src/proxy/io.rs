@@ -109,21 +109,6 @@ impl SharedIo {
         }
     }
 
-    /// Reads what is there. When it was less than there was room for, the socket is noted as empty, as
-    /// tokio does for a socket of its own: else each request costs a read that finds nothing.
-    fn read_some(&self, room: &mut [u8]) -> io::Result<usize> {
-        let mut got = None;
-        let read = self.stream.try_io(Interest::READABLE, || {
-            let n = self.stream.try_read(room)?;
-            if n == 0 || n == room.len() {
-                return Ok(n);
-            }
-            got = Some(n);
-            Err(io::ErrorKind::WouldBlock.into())
-        });
-        got.map_or(read, Ok)
-    }
-
     /// Reads and forgets until the client closes. A close with unread bytes would be a reset, which
     /// destroys an answer the client has not read yet (a 413 while it still uploads).
     pub async fn linger(&self) {
@@ -151,7 +136,7 @@ impl AsyncRead for SharedIo {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            match self.read_some(buf.initialize_unfilled()) {
+            match self.stream.try_read(buf.initialize_unfilled()) {
                 Ok(n) => {
                     buf.advance(n);
                     if n > 0 {
