@@ -227,21 +227,34 @@ impl Sessions {
         fit.map(|live| Arc::clone(live) as SessionRef)
     }
 
-    /// The session to send to `node` in; opened when there is none. A way must lead to it.
+    /// The session to send to `node` in; opened when there is none. A way must lead to it. Ends after
+    /// one handshake, or two when the first had begun before.
     ///
     /// # Errors
     /// `peer_unreachable`, `overloaded`.
     pub(super) async fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
-        if let Some(session) = self.ready(node) {
-            return Ok(session);
+        let mut again = true;
+        loop {
+            if let Some(session) = self.ready(node) {
+                return Ok(session);
+            }
+            let joined = std::mem::take(&mut again) && self.is_opening(node);
+            let mut outcome = self.open(node)?;
+            let outcome = outcome.wait_for(Option::is_some).await;
+            let outcome = outcome.map_or(None, |outcome| outcome.clone());
+            match outcome {
+                // One that began before there was a way says nothing about now.
+                Some(Err(_)) if joined => {}
+                Some(Err(failure)) => return Err(failure),
+                _ => return self.ready(node).ok_or_else(|| unreachable(node)),
+            }
         }
-        let mut outcome = self.open(node)?;
-        let outcome = outcome.wait_for(Option::is_some).await;
-        let outcome = outcome.map_or(None, |outcome| outcome.clone());
-        match outcome {
-            Some(Err(failure)) => Err(failure),
-            _ => self.ready(node).ok_or_else(|| unreachable(node)),
-        }
+    }
+
+    fn is_opening(&self, node: &NodeId) -> bool {
+        let table = self.table();
+        let tie = table.peers.get(node).and_then(|peers| peers.opening);
+        tie.is_some_and(|tie| table.openings.contains_key(&tie))
     }
 
     /// Begins a handshake with `node` in the background unless a session or a handshake is there;

@@ -415,3 +415,16 @@ async fn idle_and_old_sessions_end() {
     }
     assert_eq!(home.sessions().count(), 1);
 }
+
+/// A request that comes while a handshake is about to fail does not fail with it.
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_began_too_early_is_tried_again() {
+    let heard = heard().await;
+    heard.relay.does(|_, _| vec![]);
+    assert!(heard.home.sessions().warm(&node("office")));
+    tokio::time::sleep(9 * SECOND).await;
+    heard.relay.obeys();
+    let asked = Instant::now();
+    assert!(heard.home.sessions().session(&node("office")).await.is_ok());
+    assert!(asked.elapsed() < 5 * SECOND);
+}
