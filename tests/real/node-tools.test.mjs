@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import { Child } from './support/child.mjs';
 import { pair, readEvents } from './support/mesh.mjs';
 import { binary, folder, freePort, missing, until } from './support/places.mjs';
-import { environment } from './support/sidecar.mjs';
+import { SECRET, environment } from './support/sidecar.mjs';
 
 const alive = (pid) => {
   try {
@@ -20,9 +20,14 @@ const alive = (pid) => {
 describe('tools of another node', { skip: missing.binary(), timeout: 120_000 }, () => {
   let mesh;
   let lent;
+  const fromEnvironment = 'sk-marker-from-the-environment-5d2e';
   before(async () => {
     lent = realpathSync(mkdtempSync(join(folder('lent'), 'root-')));
-    mesh = await pair({ office: { listenPort: await freePort(), drainTimeout: 1, toolProxy: { enabled: true, roots: [lent], deny: ['browser'] } } });
+    mesh = await pair({
+      office: { listenPort: await freePort(), drainTimeout: 1, toolProxy: { enabled: true, roots: [lent], deny: ['browser'] } },
+      models: [{ id: 'mock-env', baseUrl: 'http://127.0.0.1:9/v1', apiKeyEnv: 'OFFICE_PROVIDER_KEY' }],
+      officeEnv: { OFFICE_PROVIDER_KEY: fromEnvironment },
+    });
   });
   after(() => mesh?.stop());
   const tool = (verb, body, { events = false, signal } = {}) =>
@@ -46,6 +51,19 @@ describe('tools of another node', { skip: missing.binary(), timeout: 120_000 }, 
     assert.match(late.stderr, /ran out of time/);
     assert.equal((await mesh.home.cli('exec', 'nowhere', 'true')).code, 255);
     assert.equal((await mesh.home.cli('exec', 'office-01')).code, 2);
+  });
+
+  // T115: the node holds a secret, a provider's key and one from its own environment; a command of
+  // another node sees none of them, neither in its environment nor in the arguments of who started it.
+  test('a_command_sees_no_secret_of_its_node', async () => {
+    const hidden = [SECRET, mesh.provider.key, fromEnvironment, 'OFFICE_PROVIDER_KEY', mesh.office.token];
+    const pid = mesh.office.endpoint.pid;
+    assert.ok(readFileSync(`/proc/${pid}/environ`, 'utf8').includes(fromEnvironment), 'the node itself has it');
+    const seen = await json('exec', { command: "env; tr '\\0' '\\n' < /proc/self/environ; tr '\\0' '\\n' < /proc/$$/environ; tr '\\0' ' ' < /proc/$PPID/cmdline" });
+    assert.deepEqual([seen.exitCode, seen.outcome], [0, 'completed'], JSON.stringify(seen));
+    assert.match(seen.stdout, /PATH=/);
+    assert.match(seen.stdout, / run --config /);
+    for (const marker of hidden) assert.ok(!seen.stdout.includes(marker), `a command sees ${marker}:\n${seen.stdout}`);
   });
 
   test('files_go_there_and_back', async () => {

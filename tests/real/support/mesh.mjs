@@ -2,12 +2,13 @@
 import { Provider } from './provider.mjs';
 import { Sidecar } from './sidecar.mjs';
 
-export async function pair({ office = {}, home = {}, models = [] } = {}) {
+/** `officeEnv` is added to the environment of office's process. */
+export async function pair({ office = {}, home = {}, models = [], officeEnv } = {}) {
   const provider = await Provider.start({ key: 'sk-office-only' });
   const officeNode = await Sidecar.start({
     nodeId: 'office-01', listen: true, listenHost: '127.0.0.1', listenPort: 0,
     models: [{ id: 'mock-1', baseUrl: provider.baseUrl, apiKey: provider.key, description: 'scripted' }, ...models], ...office,
-  });
+  }, undefined, officeEnv);
   const homeNode = await Sidecar.start({
     nodeId: 'home-01', peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${officeNode.endpoint.listenPort}` }], ...home,
   });
