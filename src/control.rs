@@ -15,11 +15,12 @@ use std::sync::Arc;
 use http::{HeaderValue, Method, Response, header::CONTENT_TYPE, request::Parts};
 use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 
-use self::{metrics::MetricSource, status::Facts};
+use self::{handoff::with_error, metrics::MetricSource, status::Facts};
 use crate::{
     exchange::{Lineage, NodeBudget},
-    handoff::outbound::Handoffs,
+    handoff::{outbound::Handoffs, record::Ended},
     messages::outbound::Messages,
     models::catalog::Catalog,
     proxy::{
@@ -72,6 +73,11 @@ struct Forget {
     model: Option<String>,
 }
 
+/// Whether a POST there asks another node to do something, so that its answer always names an outcome.
+fn remote_action(path: &str) -> bool {
+    matches!(path, "/api/v1/handoff" | "/api/v1/send") || path.starts_with(TOOLS)
+}
+
 impl Control {
     /// Answers one request below `/api/v1` or for `/metrics`.
     pub async fn handle(
@@ -83,7 +89,16 @@ impl Control {
         asked: Asked,
     ) -> Response<ReplyBody> {
         let result = self.route(grant, head, path, body, asked).await;
-        result.unwrap_or_else(|failure| error::response(&failure, asked))
+        result.unwrap_or_else(|failure| {
+            let mut response = error::response(&failure, asked);
+            if head.method == Method::POST && remote_action(path) {
+                let outcome = Ended::failed(failure.clone()).outcome.as_str();
+                let told = Map::from_iter([("outcome".to_owned(), Value::from(outcome))]);
+                let body = with_error(told, &failure, asked.id).to_string();
+                *response.body_mut() = ReplyBody::whole(body);
+            }
+            response
+        })
     }
 
     async fn route(

@@ -8,7 +8,7 @@ import { run } from './support/child.mjs';
 import { binary, folder, missing, root } from './support/places.mjs';
 import { environment } from './support/sidecar.mjs';
 
-const PAGES = ['README.md', 'BOOTSTRAP.md', 'CONTRIBUTING.md', 'docs/operations.md'].filter((name) => existsSync(join(root, name)));
+const PAGES = ['README.md', 'BOOTSTRAP.md', 'CONTRIBUTING.md', 'docs/operations.md', 'docs/agents-and-tools.md'].filter((name) => existsSync(join(root, name)));
 
 /** JSON with comments and trailing commas, as OpenClaw's files may have. */
 function parse(text) {
