@@ -1,6 +1,7 @@
 //! The control API under `/api/v1`, for the command line, the shim and the dashboard, and `/metrics`.
 //! Handlers parse, call one function, render.
 
+mod answer;
 pub mod handoff;
 pub mod metrics;
 pub mod policy;
@@ -17,7 +18,7 @@ use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use self::{handoff::with_error, metrics::MetricSource, status::Facts};
+use self::{metrics::MetricSource, status::Facts};
 use crate::{
     exchange::{Lineage, NodeBudget},
     handoff::{outbound::Handoffs, record::Ended},
@@ -90,14 +91,12 @@ impl Control {
     ) -> Response<ReplyBody> {
         let result = self.route(grant, head, path, body, asked).await;
         result.unwrap_or_else(|failure| {
-            let mut response = error::response(&failure, asked);
-            if head.method == Method::POST && remote_action(path) {
-                let outcome = Ended::failed(failure.clone()).outcome.as_str();
-                let told = Map::from_iter([("outcome".to_owned(), Value::from(outcome))]);
-                let body = with_error(told, &failure, asked.id).to_string();
-                *response.body_mut() = ReplyBody::whole(body);
+            if head.method != Method::POST || !remote_action(path) {
+                return error::response(&failure, asked);
             }
-            response
+            let outcome = Ended::failed(failure.clone()).outcome.as_str();
+            let told = Map::from_iter([("outcome".to_owned(), Value::from(outcome))]);
+            answer::whole(told, Some(&failure), asked)
         })
     }
 

@@ -1,4 +1,8 @@
-//! One running node: its parts, made in order, and how they are stopped.
+//! One running node: its parts, made in order.
+
+mod offers;
+mod secrets;
+mod stop;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -7,15 +11,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::{net::TcpListener, sync::watch, time::Instant};
 
+use self::{
+    offers::{agent_offers, offer_models, offered_agents, tell_catalog},
+    secrets::{learn_keys, learn_secrets},
+};
 use super::{
     Logs, Providers, StartError,
-    agents::EndpointAgent,
     bind::bind,
     hold,
     metrics::NodeMetrics,
@@ -23,26 +26,23 @@ use super::{
 };
 use crate::{
     audit::Audit,
-    config::{AgentConfig, Config, ConfigError, render},
+    config::{Config, ConfigError, render},
     control::{Control, status::Facts},
     crypto::stretch::MeshKeys,
     drain::Tasks,
     exchange::{Exchange, Handlers, Kind, Limits, Lineage, Opening, Sessions},
     handoff::{
-        inbound::{HandoffService, OfferedAgent},
+        inbound::HandoffService,
         outbound::{Handoffs, Parts},
-        runner::AgentRunner,
     },
     ids::{Boot, NodeId},
     mesh::{
         Mesh, MeshSettings,
-        dial::proxy::HttpProxy,
         handshake::{Ourselves, Params},
         incarnation::advance,
         limiter::Cidr,
         session::Peer,
         tls::ListenerTls,
-        view::{AgentOffer, Descriptor},
     },
     messages::{
         self, Courier,
@@ -79,15 +79,9 @@ use crate::{
 
 /// Program name and version, as other nodes see it.
 const SOFTWARE: &str = concat!("clawmatrix/", env!("CARGO_PKG_VERSION"));
-/// What is left of the grace period for parts to close their files once the work has ended.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long answers that say why they end may take to leave.
-const TELL_TIMEOUT: Duration = Duration::from_millis(300);
 /// Begin of the warning of a configuration that could not be read again.
 const RELOAD_FAILED: &str =
     "the configuration could not be read again, the rules of before are in force";
-/// How often a drain looks whether the last request of another node has ended.
-const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// `{"proxyPort","listenPort","pid"}` of the running node, for commands and the shim.
 const ENDPOINT: &str = "run/endpoint";
 
@@ -497,83 +491,11 @@ impl Node {
         all.extend(present.iter().cloned());
         self.warnings.send_replace(all);
     }
-
-    /// Takes no new work, lets running work finish for `grace`, then stops it (protocol 6.6b).
-    pub(super) async fn drain(self, grace: Duration) {
-        let begun = Instant::now();
-        self.mesh.announce_shutdown(grace);
-        self.api.drain();
-        self.exchange.drain();
-        let open = self.exchange.stats();
-        if open.outbound_open + open.inbound_open > 0 {
-            tracing::info!(
-                grace_s = grace.as_secs(),
-                ours = open.outbound_open,
-                of_others = open.inbound_open,
-                "draining"
-            );
-        }
-        let served = async {
-            while self.exchange.stats().inbound_open > 0 {
-                tokio::time::sleep(DRAIN_LOOK).await;
-            }
-        };
-        let (finished, ()) = tokio::join!(timeout(grace, served), self.local.close(grace));
-        if finished.is_err() {
-            // Who waits for a command hears that it was ended, not silence.
-            self.tools.end_all();
-            let told = async {
-                while self.exchange.stats().inbound_open > 0 {
-                    tokio::time::sleep(DRAIN_LOOK).await;
-                }
-            };
-            let _ = timeout(TELL_TIMEOUT, told).await;
-        }
-        self.mesh.shutdown(CLOSE_TIMEOUT.min(grace)).await;
-        self.state.remove(ENDPOINT);
-        // The last lines, and a signature under them.
-        let _ = timeout(CLOSE_TIMEOUT, self.audit.flush()).await;
-        self.tasks.close(Duration::ZERO).await;
-        tracing::info!(
-            finished = finished.is_ok(),
-            ms = millis(begun.elapsed()),
-            "node has stopped"
-        );
-    }
 }
 
 /// The validated CIDR texts of the configuration.
 fn proxies(texts: &[String]) -> Vec<Cidr> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// No secret of this node may leave through a log line.
-fn learn_secrets(redactor: &Redactor, config: &Config, providers: &Providers) {
-    redactor.learn(config.secret.reveal());
-    for older in &config.accept_secrets {
-        redactor.learn(older.secret.reveal());
-    }
-    let of_agents = config.agents.iter().filter_map(|a| a.endpoint.as_ref());
-    let of_agents = of_agents.filter_map(|endpoint| endpoint.api_key.as_ref());
-    let of_models = config.models.iter().filter_map(|m| m.api_key.as_ref());
-    for key in of_models.chain(of_agents) {
-        redactor.learn(key.reveal());
-    }
-    let proxies = config.peers.iter().filter_map(|peer| peer.proxy.as_ref());
-    for credentials in proxies.filter_map(HttpProxy::credentials) {
-        redactor.learn(credentials.reveal());
-    }
-    learn_keys(redactor, providers);
-}
-
-fn learn_keys(redactor: &Redactor, providers: &Providers) {
-    for key in providers.values().filter_map(|p| p.api_key.as_ref()) {
-        redactor.learn(key);
-    }
 }
 
 fn port_of(listener: &std::net::TcpListener) -> Result<u16, StartError> {
@@ -604,79 +526,4 @@ fn write_endpoint(
     state.write(ENDPOINT, endpoint.to_string().as_bytes())?;
     state.remove(super::failure::FILE);
     Ok(())
-}
-
-/// The agents with who runs each: its server if it has one, else the gateway, else nobody.
-fn offered_agents(
-    agents: &[AgentConfig],
-    bridge: Option<&Bridge>,
-    client: &Client,
-    tasks: &Tasks,
-) -> Result<Vec<OfferedAgent>, StartError> {
-    let offered = |agent: &AgentConfig| {
-        let runner = match &agent.endpoint {
-            Some(endpoint) => {
-                let agent = EndpointAgent::new(endpoint, client.clone(), tasks.clone())
-                    .map_err(|error| StartError::Agent(agent.id.clone(), error))?;
-                Some(Arc::new(agent) as Arc<dyn AgentRunner>)
-            }
-            None => bridge.map(|bridge| Arc::new(bridge.clone()) as Arc<dyn AgentRunner>),
-        };
-        Ok(OfferedAgent {
-            id: agent.id.clone(),
-            allow: agent.allow.clone(),
-            tools: agent.tools.clone(),
-            runner,
-        })
-    };
-    agents.iter().map(offered).collect()
-}
-
-fn agent_offers(agents: &[AgentConfig]) -> Vec<AgentOffer> {
-    let offer = |agent: &AgentConfig| AgentOffer {
-        id: agent.id.clone(),
-        description: agent.description.clone(),
-        tags: agent.tags.clone(),
-    };
-    agents.iter().map(offer).collect()
-}
-
-/// Tells the mesh what we offer, now and whenever the lent models change.
-fn offer_models(
-    mesh: Mesh,
-    lent: LentModels,
-    config: &Config,
-) -> impl Future<Output = ()> + Send + 'static {
-    let agents = agent_offers(&config.agents);
-    let tags = config.tags.clone();
-    async move {
-        let mut changes = lent.subscribe();
-        loop {
-            changes.borrow_and_update();
-            mesh.set_offer(Descriptor {
-                software: SOFTWARE.into(),
-                agents: agents.clone(),
-                models: lent.offers(),
-                tags: tags.clone(),
-                ..Descriptor::default()
-            });
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-/// Tells the shim which provider entries OpenClaw should have.
-async fn tell_catalog(
-    voice: Voice,
-    mut changes: watch::Receiver<Arc<Vec<crate::shim::CatalogEntry>>>,
-) {
-    loop {
-        let entries = changes.borrow_and_update().to_vec();
-        voice.say(&FromSidecar::Catalog { entries });
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
 }

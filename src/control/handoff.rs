@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE},
-};
+use http::{HeaderMap, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::answer::{self, put_event, wants_events, with_error};
 use crate::{
     exchange::{Chain, Lineage, SESSION_HEADER},
     handoff::{
@@ -18,11 +16,7 @@ use crate::{
         record::{Cursor, Ended, Event, Record},
     },
     ids::RequestId,
-    proxy::{
-        body::{ByteStream, ReplyBody},
-        error::{self, Asked},
-        list::json as json_answer,
-    },
+    proxy::{body::ReplyBody, error::Asked, list::json as json_answer},
     wire::code::{Code, Failure},
 };
 
@@ -54,15 +48,6 @@ pub fn chain_of(lineage: &Lineage, headers: &HeaderMap) -> (Chain, bool) {
         .get(SESSION_HEADER)
         .and_then(|value| value.to_str().ok());
     (lineage.of(session), session.is_some())
-}
-
-/// Whether the client wants events as they come.
-#[must_use]
-pub fn wants_events(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(ACCEPT).iter();
-    accepted
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.contains("text/event-stream"))
 }
 
 /// Cancels a handoff whose client has gone.
@@ -115,7 +100,7 @@ pub async fn start(
     // Until something has happened the status is open.
     let first = record.next(&mut cursor).await;
     if wants_events(headers) && matches!(first, Event::Started(_)) {
-        return Ok(events(id, record, cursor, first, guard, asked));
+        return Ok(follow(id, record, cursor, first, guard, asked));
     }
     if wanted.detach && matches!(first, Event::Started(_)) {
         let mut response = json_answer(state(id, &record).to_string(), asked);
@@ -126,9 +111,10 @@ pub async fn start(
     drop(guard);
     if wants_events(headers) && ended.failure.is_none() {
         let guard = CancelOnDrop(None);
-        return Ok(events(id, record, cursor, first, guard, asked));
+        return Ok(follow(id, record, cursor, first, guard, asked));
     }
-    Ok(outcome(id, &record, &ended, asked))
+    let told = told(id, &record, Some(&ended));
+    Ok(answer::whole(told, ended.failure.as_ref(), asked))
 }
 
 /// State and result of one handoff.
@@ -185,13 +171,6 @@ fn told(id: RequestId, record: &Record, ended: Option<&Ended>) -> Map<String, Va
     out
 }
 
-/// Adds what failed.
-pub(super) fn with_error(mut out: Map<String, Value>, failure: &Failure, id: RequestId) -> Value {
-    let object: Value = serde_json::from_str(&error::object(failure, id)).unwrap_or_default();
-    out.insert("error".into(), object["error"].clone());
-    Value::Object(out)
-}
-
 /// What `GET` shows.
 fn state(id: RequestId, record: &Record) -> Value {
     let ended = record.ended();
@@ -201,33 +180,8 @@ fn state(id: RequestId, record: &Record) -> Value {
     if ended.is_none() {
         out.insert("text".into(), json!(record.text()));
     }
-    match ended.as_ref().and_then(|ended| ended.failure.as_ref()) {
-        Some(failure) => with_error(out, failure, id),
-        None => Value::Object(out),
-    }
-}
-
-/// The whole answer as JSON; a failure with its status.
-fn outcome(id: RequestId, record: &Record, ended: &Ended, asked: Asked) -> Response<ReplyBody> {
-    let out = told(id, record, Some(ended));
-    match &ended.failure {
-        None => json_answer(Value::Object(out).to_string(), asked),
-        Some(failure) => {
-            let mut response = error::response(failure, asked);
-            let body = with_error(out, failure, asked.id).to_string();
-            *response.body_mut() = ReplyBody::whole(body);
-            response
-        }
-    }
-}
-
-/// One server-sent event.
-pub(super) fn put_event(out: &mut Vec<u8>, name: &str, data: &Value) {
-    out.extend_from_slice(b"event: ");
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b"\ndata: ");
-    out.extend_from_slice(data.to_string().as_bytes());
-    out.extend_from_slice(b"\n\n");
+    let failure = ended.as_ref().and_then(|ended| ended.failure.as_ref());
+    with_error(out, failure, id)
 }
 
 struct Following {
@@ -240,7 +194,7 @@ struct Following {
     ended: bool,
 }
 
-fn events(
+fn follow(
     id: RequestId,
     record: Record,
     cursor: Cursor,
@@ -256,17 +210,10 @@ fn events(
         guard,
         ended: false,
     };
-    let pieces: ByteStream = Box::pin(stream::unfold(following, |mut following| async move {
-        let piece = following.next().await?;
-        Some((Ok(piece), following))
-    }));
-    let mut response = Response::new(ReplyBody::stream(pieces, None));
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/event-stream; charset=utf-8"),
-    );
-    error::stamp(&mut response, asked.id);
-    response
+    let pieces = stream::unfold(following, |mut following| async move {
+        Some((following.next().await?, following))
+    });
+    answer::events(pieces, asked)
 }
 
 impl Following {
@@ -307,10 +254,7 @@ impl Following {
             Event::Tool(tool) => put_event(out, "tool", &json!(tool)),
             Event::Ended(ended) => {
                 let told = told(self.id, &self.record, Some(&ended));
-                let data = match &ended.failure {
-                    Some(failure) => with_error(told, failure, self.id),
-                    None => Value::Object(told),
-                };
+                let data = with_error(told, ended.failure.as_ref(), self.id);
                 put_event(out, "end", &data);
                 self.ended = true;
             }

@@ -3,19 +3,18 @@
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, Response};
 use serde_json::{Map, Value, json};
 
-use super::handoff::{chain_of, put_event, wants_events, with_error};
+use super::{
+    answer::{self, put_event, wants_events, with_error},
+    handoff::chain_of,
+};
 use crate::{
     exchange::Lineage,
     handoff::record::Ended,
     policy::{EDIT, EXEC, LIST, READ, WRITE},
-    proxy::{
-        body::{ByteStream, ReplyBody},
-        error::{self, Asked},
-        list::json as json_answer,
-    },
+    proxy::{body::ReplyBody, error::Asked},
     tools::{
         Event, Finished, Stream,
         args::invalid,
@@ -218,15 +217,7 @@ impl Answer {
     /// The whole answer; a failure with its status.
     fn whole(mut self, ended: Result<Finished, Failure>, asked: Asked) -> Response<ReplyBody> {
         let (told, failure) = self.told(ended, true);
-        match failure {
-            None => json_answer(Value::Object(told).to_string(), asked),
-            Some(failure) => {
-                let mut response = error::response(&failure, asked);
-                let body = with_error(told, &failure, asked.id).to_string();
-                *response.body_mut() = ReplyBody::whole(body);
-                response
-            }
-        }
+        answer::whole(told, failure.as_ref(), asked)
     }
 
     /// `{nodeId, outcome, …}`. `output` puts what a command printed into it.
@@ -368,17 +359,11 @@ fn events(following: Following, answer: Answer, first: Event, asked: Asked) -> R
         asked,
         over: false,
     };
-    let pieces: ByteStream = Box::pin(stream::unfold(live, |mut live| async move {
-        let piece = live.next().await?;
-        Some((Ok(piece), live))
-    }));
-    let mut response = Response::new(ReplyBody::stream(pieces, None));
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    let pieces = stream::unfold(
+        live,
+        |mut live| async move { Some((live.next().await?, live)) },
     );
-    error::stamp(&mut response, asked.id);
-    response
+    answer::events(pieces, asked)
 }
 
 impl Live {
@@ -408,10 +393,7 @@ impl Live {
                 put_output(out, "stdout", self.out.rest());
                 put_output(out, "stderr", self.err.rest());
                 let (told, failure) = self.answer.told(ended, false);
-                let data = match failure {
-                    None => Value::Object(told),
-                    Some(failure) => with_error(told, &failure, self.asked.id),
-                };
+                let data = with_error(told, failure.as_ref(), self.asked.id);
                 put_event(out, "end", &data);
                 self.over = true;
             }

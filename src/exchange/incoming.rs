@@ -205,6 +205,19 @@ impl Reply {
         .await
     }
 
+    /// Does what comes before the answer; none when the asking side goes away first, which drops
+    /// `work`.
+    pub async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            why = self.cancelled() => {
+                tracing::debug!(request = ?self.rid, %why, "given up before anything was answered");
+                None
+            }
+        }
+    }
+
     async fn send(&mut self, mut offer: Offer<'_>) -> Result<(), Failure> {
         loop {
             let (more, flow) = poll_fn(|cx| {

@@ -217,13 +217,9 @@ impl HandoffService {
             deadline,
             ..
         } = incoming;
-        let begun = tokio::select! {
-            biased;
-            begun = self.begin(&caller, rid, &json, body_bytes, &mut body, deadline) => begun,
-            why = reply.cancelled() => {
-                tracing::debug!(request = ?rid, peer = %caller.node, %why, "handoff given up");
-                return;
-            }
+        let begun = self.begin(&caller, rid, &json, body_bytes, &mut body, deadline);
+        let Some(begun) = reply.unless_cancelled(begun).await else {
+            return;
         };
         match begun {
             Err(failure) => {

@@ -100,13 +100,9 @@ impl ModelService {
             reply,
             ..
         } = incoming;
-        let served = tokio::select! {
-            biased;
-            served = self.serve(&caller, &json, body_bytes, &mut body) => served,
-            why = reply.cancelled() => {
-                tracing::debug!(request = ?rid, peer = %caller.node, %why, "model request given up");
-                return;
-            }
+        let served = self.serve(&caller, &json, body_bytes, &mut body);
+        let Some(served) = reply.unless_cancelled(served).await else {
+            return;
         };
         match served {
             Err(failure) => {

@@ -253,13 +253,8 @@ impl ToolService {
             })
             .await
         };
-        let begun = tokio::select! {
-            biased;
-            begun = begun => begun,
-            why = reply.cancelled() => {
-                tracing::debug!(request = ?rid, peer = %caller.node, %why, "tool given up");
-                return;
-            }
+        let Some(begun) = reply.unless_cancelled(begun).await else {
+            return;
         };
         match begun {
             Ok(running) => tell(running, reply, &self.0.ending).await,
