@@ -45,6 +45,8 @@ pub(super) struct Inbound {
     deadline: Option<Time>,
     /// `deadline` ends to apply at the first streamed byte.
     until_first_byte: bool,
+    /// A person is asked since then; the deadline stands still (protocol 8.4).
+    waits: Option<Time>,
     slot: Option<Slot>,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -59,6 +61,8 @@ pub(super) struct Inbound {
 #[derive(Debug)]
 pub(super) enum Offer<'a> {
     Accept,
+    /// A person is asked.
+    Waits,
     Head {
         status: u16,
         meta: &'a str,
@@ -138,6 +142,8 @@ impl Inbound {
     fn phase(&self) -> Phase {
         if self.down.closed() {
             Phase::Done
+        } else if self.waits.is_some() {
+            Phase::ApprovalPending
         } else if self.headed {
             Phase::Running
         } else {
@@ -168,7 +174,14 @@ impl Inbound {
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         let seq = self.down.next_seq();
         let (json, data, last, more) = match offer {
-            Offer::Accept => (message::accept(rid, seq), Bytes::new(), false, false),
+            Offer::Accept => {
+                let phase = self.waits.map(|_| Phase::Running);
+                (message::accept(rid, seq, phase), Bytes::new(), false, false)
+            }
+            Offer::Waits => {
+                let json = message::accept(rid, seq, Some(Phase::ApprovalPending));
+                (json, Bytes::new(), false, false)
+            }
             Offer::Head {
                 status,
                 meta,
@@ -211,7 +224,14 @@ impl Inbound {
             self.no_room = true;
             return Poll::Pending;
         }
-        self.headed |= !matches!(offer, Offer::Accept);
+        if matches!(offer, Offer::Waits) {
+            self.waits.get_or_insert(now);
+        } else if let Some(since) = self.waits.take() {
+            // Waiting for a person is not counted.
+            let waited = now.saturating_sub(since);
+            self.deadline = self.deadline.and_then(|end| end.checked_add(waited));
+        }
+        self.headed |= !matches!(offer, Offer::Accept | Offer::Waits);
         if let Offer::Chunk { data, .. } = offer {
             let _ = data.split_to(bytes);
         }

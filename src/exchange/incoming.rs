@@ -120,6 +120,15 @@ impl Reply {
         self.send(Offer::Accept).await
     }
 
+    /// Says that a person is asked: from now until the next item its time stands still on both
+    /// sides (protocol 8.4). [`Reply::accept`] says that it goes on.
+    ///
+    /// # Errors
+    /// As [`Reply::accept`].
+    pub async fn waits(&mut self) -> Result<(), Failure> {
+        self.send(Offer::Waits).await
+    }
+
     /// Begins the answer; `fin` makes it the whole of it. `meta` is a JSON object. An answer of
     /// known length up to 32 KiB given here whole leaves as one record.
     ///

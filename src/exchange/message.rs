@@ -43,7 +43,12 @@ impl Dir {
 #[derive(Debug, Clone)]
 pub(super) enum Lead {
     Accept,
-    Head { status: u16, meta: Box<RawValue> },
+    /// Taken, and a person is asked (protocol 8.4).
+    Waits,
+    Head {
+        status: u16,
+        meta: Box<RawValue>,
+    },
 }
 
 /// What ends a down half-stream.

@@ -18,7 +18,7 @@ use crate::{
     mesh::session::Class,
     wire::{
         code::{Code, Failure},
-        limits::{CHUNK_BYTES, RTO_MIN},
+        limits::{APPROVAL_MARGIN, APPROVAL_WAIT, CHUNK_BYTES, RTO_MIN},
     },
 };
 
@@ -52,6 +52,10 @@ pub(super) struct Outbound {
     pub(super) deadline: Option<Time>,
     /// Last sign that the request moves on.
     pub(super) progress: Time,
+    /// A person there is asked since then: deadline and silence are not counted (protocol 8.4).
+    waits: Option<Time>,
+    /// How long that was before.
+    waited: Duration,
     /// Something was answered.
     pub(super) answered: bool,
     pub(super) reader: Option<Waker>,
@@ -96,6 +100,8 @@ impl Outbound {
             opened: now,
             deadline: now.checked_add(timeouts.deadline),
             progress: now,
+            waits: None,
+            waited: Duration::ZERO,
             answered: false,
             reader: None,
             uploader: None,
@@ -223,9 +229,43 @@ impl Outbound {
         }
     }
 
+    /// Takes note of what an item says about a person who is asked.
+    pub(super) fn note_wait(&mut self, part: &Part<Lead, Last>, now: Time) {
+        match &part.lead {
+            // One wait and no more: who keeps saying so must not hold us for ever.
+            Some(Lead::Waits) if self.waited < APPROVAL_WAIT => {
+                self.waits.get_or_insert(now);
+            }
+            Some(Lead::Waits) => {}
+            None if part.data.is_empty() && part.last.is_none() => {}
+            _ => {
+                if let Some(since) = self.waits.take() {
+                    let waited = now.saturating_sub(since);
+                    self.waited += waited;
+                    self.deadline = self.deadline.and_then(|end| end.checked_add(waited));
+                    self.progress = now;
+                }
+            }
+        }
+    }
+
     /// The first timeout that has run out, if any.
     fn overdue(&self, now: Time) -> Option<Failure> {
         let timeouts = &self.timeouts;
+        if let Some(since) = self.waits {
+            // The other side ends the wait itself; one that does not must not hold us.
+            let left = APPROVAL_WAIT.saturating_sub(self.waited) + APPROVAL_MARGIN;
+            return (now >= since + left).then(|| {
+                if self.idempotent {
+                    Failure {
+                        retryable: false,
+                        ..Failure::started(Code::Timeout, "the node tells nothing of the approval")
+                    }
+                } else {
+                    unknown_outcome("the node tells nothing of the approval")
+                }
+            });
+        }
         let failure = if self.deadline.is_some_and(|deadline| now >= deadline) {
             Failure::started(Code::DeadlineExceeded, "the request's time is up")
         } else if !self.answered && now >= self.opened + timeouts.accept {
@@ -284,6 +324,7 @@ pub(super) fn item(part: Part<Lead, Last>) -> Result<Item, Failure> {
     };
     Ok(match (part.lead, fin) {
         (Some(Lead::Accept), _) => Item::Accept,
+        (Some(Lead::Waits), _) => Item::Waits,
         (Some(Lead::Head { status, meta }), fin) => Item::Head {
             status,
             meta,

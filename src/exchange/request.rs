@@ -99,6 +99,8 @@ impl fmt::Debug for NewRequest {
 pub enum Item {
     /// The node has taken the request.
     Accept,
+    /// The node asks a person first.
+    Waits,
     /// Begin of the answer.
     Head {
         /// HTTP-like status.
@@ -144,7 +146,7 @@ impl Item {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Item::Accept => false,
+            Item::Accept | Item::Waits => false,
             Item::Head { fin, .. } | Item::Chunk { fin, .. } => fin.is_some(),
             Item::End(_) => true,
         }

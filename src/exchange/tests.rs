@@ -430,7 +430,7 @@ async fn answer(call: &mut Call) -> Result<Answer, Failure> {
     while let Some(item) = within(call.next()).await? {
         answer.items += 1;
         let fin = match item {
-            Item::Accept => {
+            Item::Accept | Item::Waits => {
                 answer.accepted = true;
                 None
             }

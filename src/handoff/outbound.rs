@@ -459,7 +459,7 @@ async fn read(mut call: Call, record: &Record) -> Result<Arc<Ended>, Failure> {
     let mut lines = Lines::default();
     while let Some(item) = call.next().await? {
         let (data, last) = match item {
-            Item::Accept => continue,
+            Item::Accept | Item::Waits => continue,
             Item::Head {
                 meta, data, fin, ..
             } => {

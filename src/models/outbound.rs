@@ -260,7 +260,7 @@ impl Outbound {
         let mut call = self.0.exchange.open(&session, new)?;
         loop {
             match call.next().await? {
-                Some(Item::Accept) => {}
+                Some(Item::Accept | Item::Waits) => {}
                 Some(Item::Head {
                     status,
                     meta,

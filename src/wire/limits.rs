@@ -442,6 +442,22 @@ pub const TOOLS_PER_PEER: usize = 4;
 /// Tools under way in all.
 pub const TOOLS_AT_ONCE: usize = 64;
 
+// -- 8.4 approvals -------------------------------------------------------------------------------
+/// Longest wait for a person.
+pub const APPROVAL_WAIT: Duration = Duration::from_secs(600);
+/// From the end of that wait to the word of it, at the latest.
+pub const APPROVAL_MARGIN: Duration = Duration::from_secs(30);
+/// Requests that wait for a person, in all.
+pub const APPROVALS: usize = 100;
+/// The same of one asking node.
+pub const APPROVALS_PER_PEER: usize = 5;
+/// Longest content of a request that waits.
+pub const APPROVAL_BODY_BYTES: usize = MIB;
+/// Decided ones that are remembered, until their time is up.
+pub const APPROVALS_REMEMBERED: usize = 1024;
+/// Operator keys of a node.
+pub const OPERATORS: usize = 16;
+
 // -- 8.6 audit -----------------------------------------------------------------------------------
 /// Lines that wait to be written.
 pub const AUDIT_QUEUE: usize = 4096;

@@ -100,6 +100,7 @@ impl State {
                 headed: false,
                 opened: at.now,
                 deadline: deadline.and_then(|left| at.now.checked_add(left)),
+                waits: None,
                 until_first_byte: request.kind == Kind::Model && request.stream,
                 slot,
                 reader: None,
@@ -328,7 +329,8 @@ impl State {
         let mut over = Vec::new();
         for (rid, entry) in &mut self.inbound {
             if entry.stop.is_none() && !entry.down.closed() {
-                let failure = if entry.deadline.is_some_and(|deadline| at.now >= deadline) {
+                let late = entry.deadline.is_some_and(|deadline| at.now >= deadline);
+                let failure = if late && entry.waits.is_none() {
                     Some(Failure::started(
                         Code::DeadlineExceeded,
                         "the request's time is up",

@@ -80,6 +80,8 @@ struct Fields<'a> {
     retryable: bool,
     stage: Option<Stage>,
     retry_after_ms: Option<u64>,
+    #[serde(borrow)]
+    phase: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -176,7 +178,9 @@ pub(in crate::exchange) fn decode(bytes: &[u8]) -> Result<Message, JsonError> {
         }
         "accept" => {
             let fields: Fields<'_> = read(text)?;
-            fields.down(Some(Lead::Accept), None)
+            let waits = fields.phase.as_deref() == Some(Phase::ApprovalPending.as_str());
+            let lead = if waits { Lead::Waits } else { Lead::Accept };
+            fields.down(Some(lead), None)
         }
         "head" => {
             let fields: Fields<'_> = read(text)?;

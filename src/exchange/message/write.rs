@@ -123,11 +123,12 @@ pub(in crate::exchange) fn request(
     writer.done()
 }
 
-pub(in crate::exchange) fn accept(rid: RequestId, seq: u64) -> Bytes {
-    Writer::new("accept", SMALL)
-        .rid(rid)
-        .number("seq", seq)
-        .done()
+pub(in crate::exchange) fn accept(rid: RequestId, seq: u64, phase: Option<Phase>) -> Bytes {
+    let writer = Writer::new("accept", SMALL).rid(rid).number("seq", seq);
+    match phase {
+        Some(phase) => writer.text("phase", phase.as_str()).done(),
+        None => writer.done(),
+    }
 }
 
 pub(in crate::exchange) fn head(

@@ -151,6 +151,7 @@ impl State {
         };
         if let Some(part) = entry.down.pop(at.now, at.rtt) {
             entry.progress = at.now;
+            entry.note_wait(&part, at.now);
             let over = part.last.is_some();
             if over {
                 entry.abandoned = true;

@@ -206,3 +206,73 @@ async fn both_sides_may_ask_at_once() {
     assert_eq!(answer(&mut ours).await.unwrap().data, b"from a answered");
     assert_eq!(answer(&mut theirs).await.unwrap().data, b"from b answered");
 }
+
+/// Protocol 8.4: while a person is asked neither side's clock runs, and it goes on where it stood.
+#[tokio::test(start_paused = true)]
+async fn time_stands_still_while_a_person_is_asked() {
+    let mut pair = Pair::new();
+    let mut asked = request("q");
+    asked.timeouts.deadline = 20 * SECOND;
+    asked.timeouts.idle = Some(15 * SECOND);
+    let (mut call, incoming) = pair.start(asked).await;
+    let mut reply = incoming.reply;
+    tokio::time::sleep(10 * SECOND).await;
+    assert!(matches!(within(call.next()).await, Ok(Some(Item::Accept))));
+    reply.waits().await.unwrap();
+    assert!(matches!(within(call.next()).await, Ok(Some(Item::Waits))));
+    tokio::time::sleep(500 * SECOND).await;
+    reply.accept().await.unwrap();
+    assert!(matches!(within(call.next()).await, Ok(Some(Item::Accept))));
+    tokio::time::sleep(8 * SECOND).await;
+    reply.head(200, "{}", Bytes::new(), None).await.unwrap();
+    assert!(matches!(
+        within(call.next()).await,
+        Ok(Some(Item::Head { .. }))
+    ));
+    // Ten and eight seconds are gone; two are left.
+    let began = Instant::now();
+    let failure = within(call.next()).await.unwrap_err();
+    assert_eq!(failure.code, Code::DeadlineExceeded);
+    let took = began.elapsed();
+    assert!(took > SECOND && took < 4 * SECOND, "{took:?}");
+}
+
+/// A node that says for ever that it asks a person holds nobody.
+#[tokio::test(start_paused = true)]
+async fn one_wait_for_a_person_has_an_end() {
+    let mut pair = Pair::new();
+    let mut asked = request("q");
+    asked.timeouts.deadline = 20 * SECOND;
+    let (mut call, incoming) = pair.start(asked).await;
+    let mut reply = incoming.reply;
+    let began = Instant::now();
+    let keep_on = spawn(async move {
+        loop {
+            for waits in [true, false] {
+                let said = if waits {
+                    reply.waits().await
+                } else {
+                    reply.accept().await
+                };
+                if said.is_err() {
+                    return;
+                }
+                tokio::time::sleep(if waits { 300 * SECOND } else { SECOND }).await;
+            }
+        }
+    });
+    let failure = loop {
+        match tokio::time::timeout(3000 * SECOND, call.next())
+            .await
+            .unwrap()
+        {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("no outcome"),
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!(failure.code, Code::DeadlineExceeded, "{failure:?}");
+    assert!(began.elapsed() < 1000 * SECOND, "{:?}", began.elapsed());
+    drop(call);
+    keep_on.await.unwrap();
+}
