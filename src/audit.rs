@@ -105,6 +105,12 @@ impl Entry {
         self
     }
 
+    /// The rule that decided.
+    #[must_use]
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
     /// How it ended: `completed`, `failed`, or the code of a failure.
     #[must_use]
     pub fn ended(mut self, result: &str) -> Self {

@@ -28,6 +28,7 @@ use zeroize::Zeroizing;
 pub use self::problem::{ConfigError, Problem, render};
 
 use crate::{
+    approvals::Operator,
     crypto::{
         identity::{Identity, IdentityError, PublicKey},
         secret::Secret,
@@ -99,6 +100,8 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// Tools others may use.
     pub tools: ToolConfig,
+    /// Who approves what waits for a person.
+    pub approvals: ApprovalConfig,
     /// Key file elsewhere than in the state dir.
     pub identity_file: Option<PathBuf>,
     /// The seed of the key itself, handed over by a secret reference.
@@ -253,6 +256,15 @@ pub struct ToolConfig {
     pub max_output_bytes: usize,
     /// Longest run of a command.
     pub exec_timeout: Duration,
+}
+
+/// Who approves what waits for a person (protocol 8.4).
+#[derive(Debug, Clone)]
+pub struct ApprovalConfig {
+    /// Their keys.
+    pub operators: Vec<Operator>,
+    /// Longest wait.
+    pub wait: Duration,
 }
 
 /// A model to show before its node is seen.

@@ -2,6 +2,7 @@
 //! Handlers parse, call one function, render.
 
 mod answer;
+pub mod approvals;
 pub mod handoff;
 pub mod metrics;
 pub mod policy;
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 
 use self::{metrics::MetricSource, status::Facts};
 use crate::{
+    approvals::Desk,
     exchange::{Lineage, NodeBudget},
     handoff::{outbound::Handoffs, record::Ended},
     messages::outbound::Messages,
@@ -41,6 +43,8 @@ use crate::{
 
 /// Where tools are asked for.
 const TOOLS: &str = "/api/v1/tools/";
+/// One request that waits for a person.
+const APPROVALS: &str = "/api/v1/approvals/";
 /// Longest body of a control request.
 const CONTROL_BODY_BYTES: u64 = 64 * 1024;
 
@@ -59,6 +63,8 @@ pub struct Control {
     pub messages: Messages,
     /// Tools of other nodes, and ours.
     pub tools: Tools,
+    /// What waits here for a person.
+    pub desk: Desk,
     /// What now runs here for other nodes.
     pub lineage: Lineage,
     /// Bodies now held.
@@ -193,6 +199,23 @@ impl Control {
                     .await
                     .map_err(internal)?;
                 Ok(json(format!("{{\"forgotten\":{count}}}"), asked))
+            }
+            "/api/v1/approvals" => {
+                require(grant, Scope::Approve)?;
+                if !reads {
+                    return Ok(method_not_allowed("GET", asked));
+                }
+                Ok(json(approvals::list(&self.desk), asked))
+            }
+            _ if path.starts_with(APPROVALS) => {
+                require(grant, Scope::Approve)?;
+                let id = &path[APPROVALS.len()..];
+                let answer = match *method {
+                    Method::GET | Method::HEAD => approvals::show(&self.desk, id)?,
+                    Method::POST => approvals::decide(&self.desk, id, &self.parse(body).await?)?,
+                    _ => return Ok(method_not_allowed("GET, POST", asked)),
+                };
+                Ok(json(answer, asked))
             }
             "/api/v1/trust" => {
                 require(grant, Scope::Admin)?;

@@ -18,7 +18,7 @@
 //!   one end. A lost link leaves the run; the origin attaches again.
 //! - **Tool call:** `control/tools` -> `tools/outbound` picks a node and opens an [`exchange`] -> far
 //!   `tools/inbound` looks what would be touched -> `policy` judges it -> `audit` -> `tools/host`, or
-//!   `shim/bridge` for the gateway's own tools -> output comes back as frames -> one end. A lost link
+//!   `shim/bridge` for the gateway's own tools (what needs a person waits at `approvals` first) -> output comes back as frames -> one end. A lost link
 //!   or a client gone ends the command with its children.
 //! - **Relayed frame:** `mesh/link` -> `mesh/hub/forward`, addressed to another -> `mesh/relay` knows
 //!   whether it was here before -> `mesh/hops`, which `mesh/routing` worked out from what `mesh/gossip`
@@ -27,11 +27,12 @@
 //! # Map
 //!
 //! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff,
-//! messages, tools} -> {policy, audit} -> exchange -> mesh -> crypto -> wire ->
+//! messages, tools} -> {policy, audit, approvals} -> exchange -> mesh -> crypto -> wire ->
 //! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
 //! (and to `cli`, which writes it).
 
 pub mod app;
+pub mod approvals;
 pub mod audit;
 pub mod civil;
 pub mod cli;

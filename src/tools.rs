@@ -38,6 +38,10 @@ pub enum Stream {
 pub enum Event {
     /// This node has it.
     Started(NodeId),
+    /// A person there is asked first.
+    Waits,
+    /// A person agreed.
+    GoesOn,
     /// Output of a command.
     Output(Stream, Bytes),
     /// It works, silently.

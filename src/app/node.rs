@@ -25,6 +25,7 @@ use super::{
     tools::{private_places, tags_of, workspaces},
 };
 use crate::{
+    approvals::Desk,
     audit::Audit,
     config::{Config, ConfigError, render},
     control::{Control, status::Facts},
@@ -107,6 +108,7 @@ pub(super) struct Node {
     exchange: Exchange,
     audit: Audit,
     tools: ToolService,
+    desk: Desk,
     api: LocalApi,
     lent: LentModels,
     keys: Option<ShimKeys>,
@@ -217,6 +219,8 @@ impl Node {
             audit.clone(),
             tasks.clone(),
         );
+        let desk = Desk::new(&config.approvals.operators, config.approvals.wait);
+        let desk_keys = desk.operators();
         let view = Arc::new(OnceLock::new());
         let tool_service = ToolService::new(tools_inbound::Parts {
             node: config.node_id.clone(),
@@ -228,6 +232,7 @@ impl Node {
                 .map(|bridge| Arc::new(bridge) as Arc<dyn ToolRunner>),
             tags: tags_of(view.clone()),
             audit: audit.clone(),
+            desk: desk.clone(),
             tasks: tasks.clone(),
         });
         let handlers = Handlers::new()
@@ -309,6 +314,8 @@ impl Node {
             service: tool_service.clone(),
         });
         let (tokens, launch) = TokenStore::start(&state)?;
+        let operators = config.approvals.operators.iter();
+        tokens.admit_operators(operators.map(|operator| operator.token_sha256));
         let counters = Arc::new(Counters::default());
         let warnings = watch::Sender::new(config.warnings.clone());
         let api = LocalApi::new(Assembly {
@@ -324,6 +331,7 @@ impl Node {
                 handoffs,
                 messages: messages.clone(),
                 tools,
+                desk: desk.clone(),
                 lineage,
                 budget: exchange.budget(),
                 facts: Facts {
@@ -392,6 +400,9 @@ impl Node {
             listen_port,
             "node is ready"
         );
+        for key in desk_keys {
+            tracing::info!(%key, "this operator key may approve");
+        }
         for warning in &config.warnings {
             tracing::warn!(warning, "configuration");
         }
@@ -402,6 +413,7 @@ impl Node {
             exchange,
             audit,
             tools: tool_service,
+            desk,
             api,
             lent,
             keys: shim_keys,

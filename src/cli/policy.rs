@@ -17,6 +17,7 @@ use super::{
     output, run as run_verb,
 };
 use crate::{
+    approvals::Desk,
     audit::Audit,
     config::{Config, Source, process_env, render},
     drain::Tasks,
@@ -104,6 +105,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         gateway: None,
         tags: Arc::new(|_| Vec::new()),
         audit: Audit::off(),
+        desk: Desk::unmanned(),
         tasks: Tasks::new(),
         config: config.tools.clone(),
     });

@@ -5,6 +5,7 @@
 //! the schema first ([`super::shape`]), so these structs only ever see values of the right type.
 
 mod agents;
+mod approvals;
 mod limits;
 mod mesh;
 mod models;
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 pub use self::{
     agents::Agent,
+    approvals::{Approvals, Operator},
     limits::{Limits, PeerLimits},
     mesh::{AcceptSecret, MinTrust, Outbound, Peer, Tls, Trust, TrustMode, TrustedNode},
     models::{Auto, Model, ModelEntry, ModelRegistration, Models, ProxyModel},
@@ -147,6 +149,10 @@ pub struct RawConfig {
     /// Let requests that only a model made wait for a person before exec and write.
     #[schemars(title = "Guard against model-made requests", extend("default" = false))]
     pub llm_guard: Option<bool>,
+
+    /// Who approves requests that wait for a person, and how long they wait.
+    #[schemars(title = "Approvals")]
+    pub approvals: Option<Approvals>,
 
     /// Put `[Model: <description>]` at the head of the system message of chat completions whose
     /// `proxyModels` entry has a description.

@@ -2,6 +2,7 @@
 //! problem, so that all of them are told together.
 
 mod allow;
+mod approvals;
 mod later;
 mod mesh;
 mod models;
@@ -152,6 +153,7 @@ pub(super) fn resolve(
     let proxy_models = models::proxy_models(&mut check, raw.proxy_models.as_deref());
     let tags = check.labels("tags", raw.tags.as_ref(), limits::DESCRIPTOR_TAGS);
     let tools = tools::tools(&mut check, raw);
+    let approvals = approvals::approvals(&mut check, raw);
     let relays = allow::names(&mut check, "relays", raw.relays.as_deref());
     let proxy_port = raw.proxy_port.unwrap_or(super::DEFAULT_PROXY_PORT);
     if let Some(listen) = &listen
@@ -216,6 +218,7 @@ pub(super) fn resolve(
             audit: raw.audit != Some(Value::Bool(false)),
             warnings: check.warnings,
             tools,
+            approvals,
             private_files,
             identity_file,
             identity_seed,

@@ -60,18 +60,23 @@ pub async fn run(
         agent,
     })?;
     let mut answer = Answer::new(face);
-    let streamed = wants_events(headers) && matches!(answer.face, Face::Exec);
+    let streamed = wants_events(headers);
+    let live = streamed && matches!(answer.face, Face::Exec);
     // Until something has happened the status is open.
     let Some(first) = following.next().await else {
         return Err(Failure::started(Code::Internal, "the tool told nothing"));
     };
-    if streamed && !matches!(first, Event::End(Err(_))) {
+    if live && !matches!(first, Event::End(Err(_))) {
         return Ok(events(following, answer, first, asked));
     }
     let mut next = Some(first);
     while let Some(event) = next {
         if let Event::End(ended) = event {
             return Ok(answer.whole(ended, asked));
+        }
+        if streamed && matches!(event, Event::Waits) {
+            // It may take minutes: whoever can hear of it does.
+            return Ok(events(following, answer, event, asked));
         }
         answer.take(event);
         next = following.next().await;
@@ -210,8 +215,18 @@ impl Answer {
             Event::Output(Stream::Out, data) => self.stdout.extend_from_slice(&data),
             Event::Output(Stream::Err, data) => self.stderr.extend_from_slice(&data),
             Event::Body(data) => self.body.extend_from_slice(&data),
-            Event::Alive | Event::End(_) => {}
+            Event::Waits | Event::GoesOn | Event::Alive | Event::End(_) => {}
         }
+    }
+
+    /// That a person is asked, or has agreed.
+    fn approval(&self, state: &str) -> Value {
+        let node = self.node.as_deref().unwrap_or("the node");
+        let message = match state {
+            "pending" => format!("waiting for approval on {node}"),
+            _ => format!("approved on {node}"),
+        };
+        json!({"nodeId": self.node, "approval": state, "message": message})
     }
 
     /// The whole answer; a failure with its status.
@@ -386,12 +401,15 @@ impl Live {
                 self.answer.take(event);
                 out.extend_from_slice(b": alive\n\n");
             }
+            Event::Waits => put_event(out, "approval", &self.answer.approval("pending")),
+            Event::GoesOn => put_event(out, "approval", &self.answer.approval("approved")),
             Event::Output(Stream::Out, data) => put_output(out, "stdout", self.out.feed(&data)),
             Event::Output(Stream::Err, data) => put_output(out, "stderr", self.err.feed(&data)),
-            Event::Body(_) => {}
+            Event::Body(_) => self.answer.take(event),
             Event::End(ended) => {
                 put_output(out, "stdout", self.out.rest());
                 put_output(out, "stderr", self.err.rest());
+                // What a command printed has been told; everything else is in its end.
                 let (told, failure) = self.answer.told(ended, false);
                 let data = with_error(told, failure.as_ref(), self.asked.id);
                 put_event(out, "end", &data);

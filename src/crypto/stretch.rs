@@ -14,9 +14,9 @@ use crate::{config::AcceptSecret, drain::Tasks, ids::MeshName};
 use super::{secret::Secret, transcript};
 
 /// Memory of one stretch in KiB, passes, lanes (protocol 3.3): the price of one guess.
-const MEMORY_KIB: u32 = 65_536;
-const PASSES: u32 = 3;
-const LANES: u32 = 1;
+pub(crate) const MEMORY_KIB: u32 = 65_536;
+pub(crate) const PASSES: u32 = 3;
+pub(crate) const LANES: u32 = 1;
 
 /// A stretched secret. Whoever holds it can join the mesh.
 #[derive(Clone)]

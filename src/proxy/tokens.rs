@@ -121,6 +121,8 @@ pub enum TokenKind {
     OpenClaw,
     /// Made by `token create`.
     Named,
+    /// Of somebody who approves, as the configuration says.
+    Operator,
 }
 
 #[derive(Debug, Clone)]
@@ -251,6 +253,20 @@ impl TokenStore {
         Ok((store, guard))
     }
 
+    /// Lets the tokens with these digests see what waits for a person; the configuration names them.
+    pub fn admit_operators(&self, digests: impl IntoIterator<Item = [u8; 32]>) {
+        let created = now();
+        let new = digests.into_iter().map(|digest| Entry {
+            kind: TokenKind::Operator,
+            name: "operator".to_owned(),
+            digest,
+            scopes: vec![Scope::Approve],
+            created,
+            in_flight: Arc::default(),
+        });
+        self.write_entries().extend(new);
+    }
+
     /// The named tokens alone, for a command that works beside no running node.
     ///
     /// # Errors
@@ -267,7 +283,7 @@ impl TokenStore {
                 kind: TokenKind::Named,
                 digest: unhex(&kept.sha256).map_err(|_| TokenError::Damaged(TOKENS))?,
                 name: kept.info.name,
-                scopes: kept.info.scopes,
+                scopes: granted(kept.info.scopes),
                 created: kept.info.created,
                 in_flight: Arc::default(),
             })
@@ -411,11 +427,21 @@ fn entry(kind: TokenKind, name: &str, token: &Secret<String>, scopes: Vec<Scope>
         name: name.to_owned(),
         digest: Sha256::digest(token.reveal().as_bytes()).into(),
         scopes,
-        created: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
+        created: now(),
         in_flight: Arc::default(),
     }
+}
+
+/// Scopes as the file has them but for `approve`, which the configuration alone gives: whoever can
+/// write into the state folder gets nothing by it.
+fn granted(mut scopes: Vec<Scope>) -> Vec<Scope> {
+    scopes.retain(|scope| *scope != Scope::Approve);
+    scopes
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// A new token: 32 random bytes. The prefix lets secret scanners know it.

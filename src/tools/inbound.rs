@@ -3,6 +3,8 @@
 //! Requests of this node for itself take the same way: an agent of ours gets no right here that its own
 //! gateway did not give it.
 
+mod gate;
+
 use std::{
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
@@ -27,6 +29,7 @@ use super::{
     quota::{Counts, Slot},
 };
 use crate::{
+    approvals::Desk,
     audit::{Audit, Entry},
     config::ToolConfig,
     drain::Tasks,
@@ -59,6 +62,8 @@ pub struct Parts {
     pub tags: TagsOf,
     /// Where it is recorded.
     pub audit: Audit,
+    /// Where requests wait for a person.
+    pub desk: Desk,
     /// Runs them.
     pub tasks: Tasks,
 }
@@ -282,35 +287,39 @@ impl ToolService {
         let subject = Subject::of(&ask.caller, tags);
         let judged = self.look(&rules, &subject, &ask.call, ask.agent).await;
         let entry = entry.ruled(&judged.verdict.rule, judged.verdict.level);
-        let ready = async {
+        let begun = async {
             let verdict = &judged.verdict;
             if verdict.effect == Effect::Deny {
                 return Err(self.refusal(&name, verdict));
             }
             let work = judged.work?;
             if !verdict.runs() {
-                return Err(Failure::not_started(
-                    Code::PolicyDenied,
-                    format!(
-                        "tool `{name}` needs a person's approval on node `{}` (rule `{}`), and this version cannot ask for it",
-                        parts.node, verdict.rule
-                    ),
-                ));
+                // A person may take minutes: others may use the place meanwhile.
+                drop(slot);
+                let parked = self.park(ask, subject, verdict, &work, entry.clone())?;
+                return Ok(self.wait(parked));
             }
-            slot.charge(&verdict.rule, verdict.quota, Instant::now())?;
-            if verdict.level > 0 {
-                // On the disk before it begins: what cannot be recorded is not done.
-                parts.audit.commit(entry.clone()).await?;
-            }
-            Ok(work)
+            self.admit(&mut slot, verdict, &entry).await?;
+            Ok(self.run(&rules, ask, work, slot, entry.clone()))
         };
-        match ready.await {
-            Ok(work) => Ok(self.run(&rules, ask, work, slot, entry)),
-            Err(failure) => {
-                parts.audit.record(entry.failed(&failure));
-                Err(failure)
-            }
+        begun.await.inspect_err(|failure| {
+            parts.audit.record(entry.clone().failed(failure));
+        })
+    }
+
+    /// Counts a request that may happen, and records it.
+    async fn admit(
+        &self,
+        slot: &mut Slot,
+        verdict: &Verdict,
+        entry: &Entry,
+    ) -> Result<(), Failure> {
+        slot.charge(&verdict.rule, verdict.quota, Instant::now())?;
+        if verdict.level > 0 {
+            // On the disk before it begins: what cannot be recorded is not done.
+            self.0.parts.audit.commit(entry.clone()).await?;
         }
+        Ok(())
     }
 
     /// The rule's name and nothing of its text (protocol 7.5).
@@ -465,24 +474,43 @@ impl ToolService {
         let (this, rules) = (self.clone(), rules.clone());
         // At the latest the end of the node ends it.
         self.0.parts.tasks.spawn(async move {
-            let (rid, peer) = (ask.rid, ask.caller.node.clone());
-            let ended = this.work(&rules, ask, work, &sender, &stop).await;
-            drop(slot);
-            let result = match &ended {
-                Ok(Finished { failure: None, .. }) if stop.is_cancelled() => "cancelled",
-                Ok(Finished { failure: None, .. }) => "completed",
-                Ok(Finished {
-                    failure: Some(failure),
-                    ..
-                })
-                | Err(failure) => failure.code.as_str(),
-            };
-            tracing::info!(request = ?rid, %peer, result, "tool of this node ended");
-            this.0.parts.audit.record(entry.ended(result));
-            // Whoever asked may have gone.
-            let _ = sender.send(Event::End(ended)).await;
+            this.finish(&rules, ask, work, slot, entry, &sender, &stop)
+                .await;
         });
         running
+    }
+
+    /// Runs what is allowed to its end.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a run is made of, in two callers"
+    )]
+    async fn finish(
+        &self,
+        rules: &Arc<Rules>,
+        ask: Ask,
+        work: Work,
+        slot: Slot,
+        entry: Entry,
+        sender: &mpsc::Sender<Event>,
+        stop: &CancellationToken,
+    ) {
+        let (rid, peer) = (ask.rid, ask.caller.node.clone());
+        let ended = self.work(rules, ask, work, sender, stop).await;
+        drop(slot);
+        let result = match &ended {
+            Ok(Finished { failure: None, .. }) if stop.is_cancelled() => "cancelled",
+            Ok(Finished { failure: None, .. }) => "completed",
+            Ok(Finished {
+                failure: Some(failure),
+                ..
+            })
+            | Err(failure) => failure.code.as_str(),
+        };
+        tracing::info!(request = ?rid, %peer, result, "tool of this node ended");
+        self.0.parts.audit.record(entry.ended(result));
+        // Whoever asked may have gone.
+        let _ = sender.send(Event::End(ended)).await;
     }
 
     async fn work(
@@ -688,6 +716,18 @@ async fn tell(mut running: Running, mut reply: Reply, ending: &CancellationToken
             (Event::End(Ok(finished)), true) => {
                 let _ = reply.end(end(&finished)).await;
                 return;
+            }
+            (Event::Waits, _) => {
+                if reply.waits().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            (Event::GoesOn, _) => {
+                if reply.accept().await.is_err() {
+                    return;
+                }
+                continue;
             }
             (event, headed) => match frames::encode(&event) {
                 None => continue,

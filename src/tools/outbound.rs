@@ -154,7 +154,9 @@ impl Tools {
                     call: asked.call.clone(),
                     body: asked.new.body.clone(),
                     agent: asked.new.agent,
-                    json: asked.new.args.to_string().into(),
+                    json: json!({"tool": asked.new.tool, "args": asked.new.args})
+                        .to_string()
+                        .into(),
                 })
                 .await?;
             return Ok(Source::Here(running));
@@ -196,7 +198,7 @@ impl Tools {
                 },
             },
         )?;
-        Ok(Source::There(call, Frames::default()))
+        Ok(Source::There(call, Frames::default(), false))
     }
 }
 
@@ -207,7 +209,8 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 #[derive(Debug)]
 enum Source {
     Here(Running),
-    There(Exchanged, Frames),
+    /// The exchange, its frames, and whether a person is asked.
+    There(Exchanged, Frames, bool),
 }
 
 /// A tool that was asked for. Dropping it cancels the tool.
@@ -239,7 +242,10 @@ impl Following {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.over = matches!(event, Event::End(_));
-                self.passed |= !matches!(event, Event::Started(_) | Event::Alive);
+                self.passed |= !matches!(
+                    event,
+                    Event::Started(_) | Event::Alive | Event::Waits | Event::GoesOn
+                );
                 return Some(event);
             }
             let failure = match self.step().await {
@@ -269,7 +275,7 @@ impl Following {
         }
         let mut events = match &mut self.at {
             Some(Source::Here(running)) => here(running).await?,
-            Some(Source::There(call, frames)) => there(call, frames).await?,
+            Some(Source::There(call, frames, waits)) => there(call, frames, waits).await?,
             None => Vec::new(),
         };
         if let Some(Event::End(Err(failure))) = events.first() {
@@ -323,13 +329,25 @@ async fn here(running: &mut Running) -> Result<Vec<Event>, Failure> {
     }
 }
 
-async fn there(call: &mut Exchanged, frames: &mut Frames) -> Result<Vec<Event>, Failure> {
+async fn there(
+    call: &mut Exchanged,
+    frames: &mut Frames,
+    waits: &mut bool,
+) -> Result<Vec<Event>, Failure> {
     let broken = |text: &str| Failure::started(Code::ProtocolError, text);
     let Some(item) = call.next().await? else {
         return Err(broken("the node ended its answer without a result"));
     };
     let (data, fin) = match item {
-        Item::Accept => return Ok(vec![Event::Alive]),
+        // After a wait it means that a person agreed, which is as good a sign of life.
+        Item::Accept => {
+            let waited = std::mem::take(waits);
+            return Ok(vec![if waited { Event::GoesOn } else { Event::Alive }]);
+        }
+        Item::Waits => {
+            *waits = true;
+            return Ok(vec![Event::Waits]);
+        }
         Item::Head { data, fin, .. } | Item::Chunk { data, fin } => (data, fin),
         Item::End(end) => (Bytes::new(), Some(end)),
     };

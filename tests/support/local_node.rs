@@ -13,6 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use clawmatrix::{
+    approvals::Desk,
     audit::Audit,
     config::{ModelConfig, ProxyModel, ToolConfig, TrustConfig},
     control::{Control, status::Facts},
@@ -78,6 +79,8 @@ pub struct Setup {
     pub tools: ToolConfig,
     /// Runs tools that are not the node's own.
     pub gateway: Option<Arc<dyn ToolRunner>>,
+    /// Where requests wait for a person.
+    pub desk: Desk,
     /// Files no tool opens.
     pub denied: Vec<std::path::PathBuf>,
     /// State folder; a new one if none is given.
@@ -107,6 +110,7 @@ impl Setup {
                 exec_timeout: Duration::from_secs(1800),
             },
             gateway: None,
+            desk: Desk::unmanned(),
             denied: vec![],
             folder: None,
             audit: Audit::off(),
@@ -251,6 +255,7 @@ impl Node {
             gateway: setup.gateway,
             tags: Arc::new(|_| vec![]),
             audit: setup.audit.clone(),
+            desk: setup.desk.clone(),
             tasks: tasks.clone(),
         });
         let handlers = Handlers::new()
@@ -317,6 +322,7 @@ impl Node {
             handoffs,
             messages,
             tools,
+            desk: setup.desk,
             lineage: lineage.clone(),
             facts: Facts {
                 node: name.clone(),

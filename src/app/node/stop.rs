@@ -19,6 +19,8 @@ impl Node {
         let begun = Instant::now();
         self.mesh.announce_shutdown(grace);
         self.api.drain();
+        // Nobody waits for a person on a node that ends.
+        self.desk.close();
         self.exchange.drain();
         let open = self.exchange.stats();
         if open.outbound_open + open.inbound_open > 0 {

@@ -1,0 +1,253 @@
+//! Where requests wait and decisions arrive: a [`Book`] with a clock and somebody who is told.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+use super::{
+    ApprovalId, Request,
+    book::{Book, Decision, Full, Refused},
+};
+use crate::{
+    crypto::identity::{KeyId, PublicKey},
+    ids::{hex, random_bytes},
+    wire::limits::APPROVAL_WAIT,
+};
+
+/// Somebody who may approve, as the configuration says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    /// Its public key.
+    pub key: PublicKey,
+    /// SHA-256 of the token with which it sees what waits.
+    pub token_sha256: [u8; 32],
+}
+
+/// The requests of a node that wait for a person; cheap to clone.
+#[derive(Clone)]
+pub struct Desk(Arc<Inner>);
+
+struct Inner {
+    operators: Vec<PublicKey>,
+    wait: Duration,
+    /// Never held across an await.
+    table: Mutex<Table>,
+    /// How many wait.
+    count: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Table {
+    book: Book,
+    /// Who is told of a decision.
+    waiters: HashMap<ApprovalId, oneshot::Sender<Decision>>,
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Desk")
+    }
+}
+
+impl Desk {
+    /// A desk at which `operators` decide, each request within `wait`, at most [`APPROVAL_WAIT`].
+    #[must_use]
+    pub fn new(operators: &[Operator], wait: Duration) -> Self {
+        Self(Arc::new(Inner {
+            operators: operators.iter().map(|operator| operator.key).collect(),
+            wait: wait.min(APPROVAL_WAIT),
+            table: Mutex::default(),
+            count: watch::Sender::new(0),
+        }))
+    }
+
+    /// A desk with nobody at it.
+    #[must_use]
+    pub fn unmanned() -> Self {
+        Self::new(&[], APPROVAL_WAIT)
+    }
+
+    /// Whether anybody can approve at all.
+    #[must_use]
+    pub fn manned(&self) -> bool {
+        !self.0.operators.is_empty()
+    }
+
+    /// Names of the keys that count here.
+    #[must_use]
+    pub fn operators(&self) -> Vec<KeyId> {
+        self.0.operators.iter().map(PublicKey::id).collect()
+    }
+
+    /// How many requests wait, as it changes.
+    #[must_use]
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.0.count.subscribe()
+    }
+
+    /// Parks a request. Its `asked` and `exp` are set here.
+    ///
+    /// # Errors
+    /// [`Full`].
+    pub fn ask(&self, mut request: Request) -> Result<Waiting, Full> {
+        let now = unix_ms();
+        request.asked = now;
+        request.exp = now + u64::try_from(self.0.wait.as_millis()).unwrap_or(u64::MAX / 2);
+        let challenge = hex(&random_bytes::<3>());
+        let (tell, told) = oneshot::channel();
+        let mut table = self.table();
+        let mut id = ApprovalId::random();
+        while table.waiters.contains_key(&id) || table.book.knows(id) {
+            id = ApprovalId::random();
+        }
+        table.book.ask(id, request, challenge, now)?;
+        table.waiters.insert(id, tell);
+        self.counted(&table);
+        drop(table);
+        Ok(Waiting {
+            desk: self.clone(),
+            id,
+            told,
+        })
+    }
+
+    /// What waits, the oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<(ApprovalId, Request)> {
+        let mut table = self.table();
+        let all = table.book.pending(unix_ms()).into_iter();
+        all.map(|(id, request)| (id, request.clone())).collect()
+    }
+
+    /// One that waits, and what level 3 wants typed.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn find(&self, id: ApprovalId) -> Result<(Request, String), Refused> {
+        let table = self.table();
+        let (request, challenge) = table.book.find(id, unix_ms())?;
+        Ok((request.clone(), challenge.to_owned()))
+    }
+
+    /// An operator agrees.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed.
+    pub fn approve(
+        &self,
+        id: ApprovalId,
+        signature: &[u8; 64],
+        typed: &str,
+    ) -> Result<KeyId, Refused> {
+        let mut table = self.table();
+        let operators = &self.0.operators;
+        let by = table
+            .book
+            .approve(id, signature, typed, operators, unix_ms())?;
+        self.tell(&mut table, id, Decision::Approved(by));
+        Ok(by)
+    }
+
+    /// Somebody says no.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed.
+    pub fn deny(&self, id: ApprovalId) -> Result<(), Refused> {
+        let mut table = self.table();
+        table.book.deny(id, unix_ms())?;
+        self.tell(&mut table, id, Decision::Denied);
+        Ok(())
+    }
+
+    /// The node ends: what waits is told so, and nothing of it runs.
+    pub fn close(&self) {
+        let mut table = self.table();
+        table.waiters.clear();
+        self.counted(&table);
+    }
+
+    fn tell(&self, table: &mut Table, id: ApprovalId, decision: Decision) {
+        if let Some(waiter) = table.waiters.remove(&id) {
+            // It may have left meanwhile; then nothing runs.
+            let _ = waiter.send(decision);
+        }
+        self.counted(table);
+    }
+
+    fn counted(&self, table: &Table) {
+        self.0.count.send_replace(table.waiters.len());
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that waits. Dropped, it is withdrawn.
+#[derive(Debug)]
+pub struct Waiting {
+    desk: Desk,
+    id: ApprovalId,
+    told: oneshot::Receiver<Decision>,
+}
+
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It may run, now and once.
+    Approved(KeyId),
+    /// A person said no.
+    Denied,
+    /// Nobody said anything in time.
+    Expired,
+    /// The node ends; nobody can decide any more.
+    Closed,
+}
+
+impl Waiting {
+    /// Its name, for people.
+    #[must_use]
+    pub fn id(&self) -> ApprovalId {
+        self.id
+    }
+
+    /// Waits for the decision and uses it up. Dropping the future withdraws the request.
+    pub async fn decided(mut self) -> Outcome {
+        match timeout(self.desk.0.wait, &mut self.told).await {
+            Ok(Ok(Decision::Approved(_))) => {
+                let taken = self.desk.table().book.take(self.id, unix_ms());
+                taken.map_or(Outcome::Expired, Outcome::Approved)
+            }
+            Ok(Ok(Decision::Denied)) => Outcome::Denied,
+            // The sender lives as long as the entry and the desk is open.
+            Ok(Err(_)) => Outcome::Closed,
+            Err(_) => Outcome::Expired,
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut table = self.desk.table();
+        table.waiters.remove(&self.id);
+        table.book.withdraw(self.id, unix_ms());
+        self.desk.counted(&table);
+    }
+}
+
+/// The wall clock: expiry follows it (protocol 8.4).
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
