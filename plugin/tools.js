@@ -108,7 +108,7 @@ export const TOOLS = [
     description: 'Reads a text file of another node. What is no text comes as base64.',
     parameters: object({ node: text(NODE), path: text(PATH) }, ['node', 'path']),
     async run(where, { node, path }) {
-      const file = await call(where.folder, 'POST', '/api/v1/tools/read', { node, path }, options(where));
+      const file = await tool(where, 'read', { node, path });
       const note = [
         file.encoding === 'base64' ? 'the file is no text: this is base64' : '',
         file.truncated ? `only the first part of ${file.size} bytes` : '',
@@ -122,7 +122,7 @@ export const TOOLS = [
     description: 'Writes a text file of another node, all of it or nothing; missing folders are made. What was in it is gone.',
     parameters: object({ node: text(NODE), path: text(PATH), content: text('The whole content.') }, ['node', 'path', 'content']),
     async run(where, { node, path, content }) {
-      const receipt = await call(where.folder, 'POST', '/api/v1/tools/write', { node, path, content }, options(where));
+      const receipt = await tool(where, 'write', { node, path, content });
       return { text: `${receipt.created ? 'created' : 'replaced'} ${path} on ${receipt.nodeId}, ${receipt.bytes} bytes`, details: receipt };
     },
   },
@@ -136,10 +136,10 @@ export const TOOLS = [
       { node: text(NODE), tool: text('Name of the tool there.'), args: { type: 'object', description: 'Its arguments.', additionalProperties: true } },
       ['node', 'tool'],
     ),
-    async run(where, { node, tool, args = {} }) {
-      const answer = await call(where.folder, 'POST', '/api/v1/tools/invoke', { node, tool, args }, options(where));
+    async run(where, { node, tool: name, args = {} }) {
+      const answer = await tool(where, 'invoke', { node, tool: name, args });
       const { nodeId, outcome, ...rest } = answer;
-      return { text: tool === 'exec' ? outputOf(answer) : textOf(answer.result) ?? JSON.stringify(answer.result ?? rest, null, 1), details: answer };
+      return { text: name === 'exec' ? outputOf(answer) : textOf(answer.result) ?? JSON.stringify(answer.result ?? rest, null, 1), details: answer };
     },
   },
 ];
@@ -152,6 +152,7 @@ async function exec(where, { node, command, workdir, timeout }) {
   const asked = { node, command, ...(workdir === undefined ? {} : { workdir }), ...(timeout === undefined ? {} : { timeout }) };
   const said = { stdout: '', stderr: '' };
   const end = await stream(where.folder, '/api/v1/tools/exec', asked, options(where), (name, data) => {
+    if (name === 'approval') return where.progress(data.message);
     if (name !== 'stdout' && name !== 'stderr') return;
     said[name] += data.text ?? `[base64 ${data.base64}]`;
     where.progress(said.stdout + said.stderr);
@@ -162,6 +163,20 @@ async function exec(where, { node, command, workdir, timeout }) {
     throw new Error(failureOf(`the command on ${end.nodeId ?? node}`, end) + printed);
   }
   return { text: outputOf(whole), details: whole };
+}
+
+/**
+ * Any other tool; a person who is asked there first may take minutes, and the agent sees so.
+ * @param {Where} where
+ * @param {string} verb
+ * @param {Params} body
+ */
+async function tool(where, verb, body) {
+  const end = await stream(where.folder, `/api/v1/tools/${verb}`, body, options(where), (name, data) => {
+    if (name === 'approval') where.progress(data.message);
+  });
+  if (end.error) throw new Error(failureOf(`the request to ${end.nodeId ?? body.node}`, end));
+  return end;
 }
 
 /**
@@ -216,6 +231,12 @@ const ADVICE = /** @type {Record<string, string>} */ ({
   failed: 'What was done until then stands.',
 });
 
+/** The same where a person or a rule decided. */
+const DECIDED = /** @type {Record<string, string>} */ ({
+  approval_denied: 'Do not try again.',
+  approval_expired: 'Nobody was there to approve it; ask a person before you try again.',
+});
+
 /**
  * @param {string} what
  * @param {Params} end
@@ -223,7 +244,7 @@ const ADVICE = /** @type {Record<string, string>} */ ({
 function failureOf(what, end) {
   const why = end.error?.message ?? 'no reason was given';
   const partial = end.result ? `\nUntil then it said:\n${end.result}` : '';
-  return `${what} did not succeed (${end.outcome ?? end.error?.code}): ${why}. ${ADVICE[end.outcome] ?? ''}${partial}`.trim();
+  return `${what} did not succeed (${end.outcome ?? end.error?.code}): ${why}. ${DECIDED[end.error?.code] ?? ADVICE[end.outcome] ?? ''}${partial}`.trim();
 }
 
 /**

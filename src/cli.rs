@@ -3,6 +3,7 @@
 //! Results go to standard output, messages to standard error. Only verbs that work are here.
 
 mod agents;
+mod approvals;
 mod audit;
 mod can;
 mod chat;
@@ -25,6 +26,7 @@ mod secret;
 mod send;
 mod setup;
 mod status;
+mod terminal;
 mod token;
 mod trust;
 mod version;
@@ -110,6 +112,8 @@ enum Verb {
     Policy(policy::Args),
     /// What other nodes asked for, and whether the record is whole.
     Audit(audit::Args),
+    /// What waits for a person here, and the person's decision.
+    Approvals(approvals::Args),
     /// Tokens of the local API.
     Token(token::Args),
     /// Check configuration, ports, clock, peers and OpenClaw's settings.
@@ -170,6 +174,7 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Can(args) => can::run(&args, context),
         Verb::Policy(args) => policy::run(&args, context),
         Verb::Audit(args) => audit::run(&args, context),
+        Verb::Approvals(args) => approvals::run(&args, context),
         Verb::Token(args) => token::run(&args, context),
         Verb::Secret(args) => secret::run(&args, context),
         Verb::Doctor(args) => doctor::run(&args, context),

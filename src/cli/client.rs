@@ -15,7 +15,7 @@ use super::{
     error::CliError,
     locate::{self, Running},
 };
-use crate::drain::Tasks;
+use crate::{drain::Tasks, sse::Events};
 
 /// A control request that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,6 +54,15 @@ impl Client {
             token,
             tasks: Tasks::new(),
         })
+    }
+
+    /// A client of this node with a token of the person's own.
+    pub(super) fn with_token(node: Running, token: String) -> Self {
+        Self {
+            node,
+            token,
+            tasks: Tasks::new(),
+        }
     }
 
     /// `GET`, answered in JSON.
@@ -103,6 +112,39 @@ impl Client {
         }
         serde_json::from_slice(&bytes)
             .map_err(|_| CliError::failed("the node's answer is not JSON", ""))
+    }
+
+    /// The same for a tool: when a person there is asked first, whoever waits here is told so.
+    pub(super) async fn post_patient(&self, path: &str, body: &Value) -> Result<Value, CliError> {
+        let mut response = self.stream(path, body).await?;
+        let kind = response.headers().get(header::CONTENT_TYPE);
+        if kind.is_none_or(|kind| !kind.as_bytes().starts_with(b"text/event-stream")) {
+            let bytes = whole(response).await?;
+            return serde_json::from_slice(&bytes)
+                .map_err(|_| CliError::failed("the node's answer is not JSON", ""));
+        }
+        let broken =
+            |why: String| CliError::failed(format!("the node's answer broke off: {why}"), "");
+        let mut events = Events::default();
+        while let Some(frame) = response.frame().await {
+            let frame = frame.map_err(|error| broken(error.to_string()))?;
+            let Some(bytes) = frame.data_ref() else {
+                continue;
+            };
+            for event in events.feed(bytes).map_err(|e| broken(e.to_string()))? {
+                let event: Value =
+                    serde_json::from_str(&event).map_err(|e| broken(e.to_string()))?;
+                if event.get("error").is_some() {
+                    return Err(refusal(StatusCode::OK, event.to_string().as_bytes()));
+                }
+                if event.get("outcome").is_some() {
+                    return Ok(event);
+                }
+                let message = event["message"].as_str().unwrap_or_default();
+                super::output::note(&super::output::clean(message));
+            }
+        }
+        Err(broken("it has no end".to_owned()))
     }
 
     /// The same, where an error that tells an outcome is an answer, too.

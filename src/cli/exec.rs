@@ -119,6 +119,12 @@ async fn follow(client: &Client, body: &Value) -> Result<Value, CliError> {
             if event.get("outcome").is_some() {
                 return Ok(event);
             }
+            if event.get("approval").is_some() {
+                output::note(&output::clean(
+                    event["message"].as_str().unwrap_or_default(),
+                ));
+                continue;
+            }
             let target = if event["stream"] == "stderr" {
                 Target::Err
             } else {

@@ -189,7 +189,7 @@ pub(super) fn tool(args: &Tool, context: &Context) -> Result<u8, CliError> {
 
 fn ask(verb: &str, body: &Value, context: &Context) -> Result<Value, CliError> {
     let client = Client::open(&context.common)?;
-    block_on(client.post_long(&format!("/api/v1/tools/{verb}"), body))
+    block_on(client.post_patient(&format!("/api/v1/tools/{verb}"), body))
 }
 
 fn node(answer: &Value) -> String {

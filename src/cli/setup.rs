@@ -282,7 +282,7 @@ fn check(
     Ok(())
 }
 
-fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
+pub(super) fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new()
         .recursive(true)
@@ -294,7 +294,7 @@ fn write_private(path: &Path, text: &str) -> Result<(), CliError> {
         })
 }
 
-fn pretty(value: &Value) -> String {
+pub(super) fn pretty(value: &Value) -> String {
     // Printing texts, numbers and lists cannot fail.
     let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
     text.push('\n');
