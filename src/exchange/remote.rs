@@ -36,6 +36,10 @@ const LATE_BYTES: u64 = 1024 * 1024;
 /// Time-outs in a row after which another way is tried.
 const STALLED_AFTER: u32 = 2;
 
+/// Silence of the other process after which the way to it is looked at while requests wait: half of
+/// what both sides keep to.
+const DOUBTED_AFTER: Duration = Duration::from_secs(5);
+
 /// Cancels sent between two ticks: a quarter of a link's control queue.
 const CANCELS: u32 = 256;
 
@@ -438,6 +442,12 @@ impl Remote {
                     session.stalled();
                 }
                 if waiting > 0 {
+                    // Whoever only receives sends nothing that asks for it.
+                    if at.now.saturating_sub(state.heard) >= DOUBTED_AFTER
+                        && let Some(session) = state.session()
+                    {
+                        session.waits();
+                    }
                     if at.now.saturating_sub(state.heard) >= SESSION_LOST_AFTER {
                         silent = state.session().cloned();
                     } else if out.frames.is_empty()

@@ -1,5 +1,6 @@
 //! The dialing side of links (protocol 3.5): one task per configured peer, which dials whenever no
-//! link to that node is up, whoever made it.
+//! link to that node is up, whoever made it, or the one that is up is in doubt: a connection that was
+//! cut is often found out long after the way has healed, and the new link replaces it (6.7).
 
 mod backoff;
 pub mod connect;
@@ -21,7 +22,7 @@ use super::{
     hub::{Hub, linger},
     link::Link,
 };
-use crate::{config::PeerConfig, wire::limits::BACKOFF_RESET};
+use crate::config::PeerConfig;
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -113,10 +114,14 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
         trust.mark_unchanged();
         match attempt(&hub, &peer, &way).await {
             Ok(Some(link)) => {
-                link.stopped().await;
-                if link.age() >= BACKOFF_RESET {
-                    backoff = Backoff::default();
+                links_changed.mark_unchanged();
+                while link.is_open() && !link.suspect() {
+                    tokio::select! {
+                        () = link.stopped() => break,
+                        _ = links_changed.changed() => {}
+                    }
                 }
+                backoff.worked(link.age());
             }
             // Another link to that node is up, or the node thinks so.
             Ok(None) => {}

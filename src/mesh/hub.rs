@@ -85,7 +85,7 @@ pub(super) struct Hub {
     pub(super) traffic: Arc<Traffic>,
     pub(super) sessions: Sessions,
     hops: Arc<Hops>,
-    /// Counts up when a link came or went.
+    /// Counts up when a link came, went or came into doubt.
     pub(super) links_changed: watch::Sender<u64>,
     /// Counts up when this process was stopped for a while.
     pub(super) resumed: watch::Sender<u64>,
@@ -195,9 +195,13 @@ impl Hub {
         new
     }
 
-    /// Whether a link to `node` is up.
+    /// Whether a link to `node` is up that is not in doubt.
     pub(super) fn linked(&self, node: &NodeId) -> bool {
-        self.state().links.get(node.as_str()).is_some()
+        let state = self.state();
+        state
+            .links
+            .get(node.as_str())
+            .is_some_and(|link| !link.suspect())
     }
 
     pub(super) fn open_links(&self) -> Vec<Arc<Link>> {
@@ -392,6 +396,17 @@ impl LinkOwner for Hub {
         self.publish(&mut state);
         drop(state);
         self.wake.notify_one();
+    }
+
+    fn doubted(&self, link: &Arc<Link>) {
+        tracing::debug!(
+            suspect = link.suspect(),
+            "a neighbour's silence is looked at"
+        );
+        self.state().routes.wanted(Instant::now());
+        self.wake.notify_one();
+        // Whoever can dial the node tries to reach it anew.
+        self.links_changed.send_modify(|n| *n += 1);
     }
 
     fn ended(&self, link: &Arc<Link>, ending: &Ending) {

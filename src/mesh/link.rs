@@ -184,7 +184,11 @@ pub trait LinkOwner: Send + Sync + fmt::Debug {
     fn goaway(&self, link: &Arc<Link>);
     /// The round trip was measured for the first time.
     fn measured(&self, link: &Arc<Link>);
-    /// The link has ended; no further call for it follows.
+    /// Doubt whether the neighbour is still there has begun or ended; [`Link::suspect`] tells which.
+    fn doubted(&self, link: &Arc<Link>) {
+        let _ = link;
+    }
+    /// The link has ended; none of the calls above follows.
     fn ended(&self, link: &Arc<Link>, ending: &Ending);
 }
 
@@ -268,10 +272,11 @@ impl Link {
         );
         let opener =
             crate::crypto::seal::Opener::with_rekey(setup.recv_key.reveal(), setup.rekey_after);
+        let watcher = watch::run(self.clone(), owner.clone());
         let lost = Lost::new(self.clone(), owner);
         let reader = read::run(lost, stream, opener);
         tasks.spawn(writer.instrument(span.clone()));
-        tasks.spawn(watch::run(self.clone()).instrument(span.clone()));
+        tasks.spawn(watcher.instrument(span.clone()));
         tasks.spawn(reader.instrument(span));
     }
 
@@ -401,6 +406,13 @@ impl Link {
         }
     }
 
+    /// Something is waited for that this link may have to bring: sends an urgent ping if it is quiet.
+    pub fn waits(&self) {
+        if lock(&self.live).request_waits(Instant::now()) {
+            self.ticked.notify_one();
+        }
+    }
+
     /// Sends an urgent ping.
     pub fn ask(&self) {
         lock(&self.live).request_waits_now();
@@ -500,8 +512,8 @@ impl Link {
         if !self.is_open() {
             return Err(SendError::Gone);
         }
-        if class != Class::Control && lock(&self.live).request_waits(Instant::now()) {
-            self.ticked.notify_one();
+        if class != Class::Control {
+            self.waits();
         }
         let pushed = lock(&self.queue).push(flow, class, frame);
         match pushed {
@@ -532,9 +544,7 @@ impl Link {
         if !self.is_open() {
             return Err(SendError::Gone);
         }
-        if lock(&self.live).request_waits(Instant::now()) {
-            self.ticked.notify_one();
-        }
+        self.waits();
         let pushed = lock(&self.queue).push_relayed(flow, class, frame);
         pushed.map_err(|_| SendError::Full)?;
         self.queued.notify_one();

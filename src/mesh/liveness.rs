@@ -43,6 +43,8 @@ pub struct Liveness {
     outstanding: Option<(u64, Instant)>,
     urgent: Option<Urgent>,
     wanted: Option<Duration>,
+    /// Whether the neighbour was in doubt at the last look.
+    doubted: bool,
     expected: Instant,
     rtt: Option<Duration>,
 }
@@ -60,16 +62,18 @@ impl Liveness {
             outstanding: None,
             urgent: None,
             wanted: None,
+            doubted: false,
             expected: now,
             rtt: None,
         }
     }
 
-    /// A record has arrived.
-    pub fn heard(&mut self, now: Instant) {
+    /// A record has arrived. True when it ends a doubt: the caller must wake the task that ticks.
+    pub fn heard(&mut self, now: Instant) -> bool {
         self.heard = now;
         self.records += 1;
         self.urgent = None;
+        self.doubted
     }
 
     /// Records that have arrived.
@@ -134,6 +138,21 @@ impl Liveness {
         urgent || self.silence(now) >= self.heartbeat * 3 / 2
     }
 
+    /// Whether doubt has begun or ended since the last look.
+    pub fn turned(&mut self, now: Instant) -> bool {
+        let suspect = self.suspect(now);
+        std::mem::replace(&mut self.doubted, suspect) != suspect
+    }
+
+    /// When doubt begins if nothing arrives; none while it lasts.
+    fn doubt_at(&self, now: Instant) -> Option<Instant> {
+        let mut at = self.heard + self.heartbeat * 3 / 2;
+        if let Some(urgent) = self.urgent {
+            at = at.min(urgent.sent + URGENT_PING_SUSPECT);
+        }
+        (at > now).then_some(at)
+    }
+
     /// Smoothed round trip, once measured.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
@@ -173,6 +192,9 @@ impl Liveness {
             .min(self.heard + self.heartbeat * MISSED_HEARTBEATS);
         if let Some(urgent) = self.urgent {
             next = next.min(urgent.sent + urgent.dead_after);
+        }
+        if let Some(doubt) = self.doubt_at(now) {
+            next = next.min(doubt);
         }
         if self.wanted.is_some() {
             next = now;
@@ -250,6 +272,27 @@ mod tests {
         assert!(live.suspect(asked + seconds(3.0)));
         let dead = run(&mut live, asked, asked + seconds(60.0)).unwrap();
         assert_eq!(dead, asked + seconds(10.0));
+    }
+
+    #[test]
+    fn doubt_is_noticed_when_it_begins_and_when_it_ends() {
+        let start = Instant::now();
+        let mut live = Liveness::new(HB, start);
+        live.tick(start);
+        assert!(!live.turned(start));
+        let asked = start + seconds(5.0);
+        live.next_tick(asked);
+        assert!(live.request_waits(asked));
+        live.tick(asked);
+        let doubt = live.next_tick(asked);
+        assert_eq!(doubt, asked + seconds(3.0), "there is a look just then");
+        assert_eq!(live.tick(doubt), Action::Wait);
+        assert!(live.turned(doubt));
+        assert!(!live.turned(doubt), "told once");
+        let answered = doubt + seconds(1.0);
+        assert!(live.heard(answered), "somebody has to look");
+        assert!(live.turned(answered));
+        assert!(!live.heard(answered));
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub trait Session: Send + Sync + fmt::Debug {
     fn room(&self, class: Class) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     /// Frames sent in it time out: another way, if there is one, is tried first for a while.
     fn stalled(&self) {}
+    /// Requests wait and nothing comes: finds out whether the way is still there (protocol 6.5).
+    fn waits(&self) {}
     /// Ends the session because the other side broke the protocol; `reason` goes to the log.
     fn fail(&self, reason: &'static str);
 }

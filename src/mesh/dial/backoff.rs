@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     ids::random_bytes,
-    wire::limits::{BACKOFF_MAX, BACKOFF_MIN},
+    wire::limits::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET, BACKOFF_WORKED},
 };
 
 /// Below this a delay is of no use to anybody.
@@ -15,9 +15,19 @@ const FLOOR: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
+    /// Whether the last link worked: the next dial does not wait for what failed before it.
+    worked: bool,
 }
 
 impl Backoff {
+    /// A link that was up for `age` is gone or in doubt.
+    pub(super) fn worked(&mut self, age: Duration) {
+        if age >= BACKOFF_RESET {
+            self.failures = 0;
+        }
+        self.worked = age >= BACKOFF_WORKED;
+    }
+
     /// The next delay. `refused`: trying again soon is of no use, and would count against us there.
     pub(super) fn next(&mut self, refused: bool) -> Duration {
         let random = f64::from(u32::from_be_bytes(random_bytes())) / f64::from(u32::MAX);
@@ -29,6 +39,9 @@ impl Backoff {
             // At the limit, so that the next failure of another kind stays there.
             self.failures = u32::BITS - 1;
             return BACKOFF_MAX.mul_f64(0.9 + 0.1 * random);
+        }
+        if std::mem::take(&mut self.worked) {
+            return BACKOFF_MIN.mul_f64(random).max(FLOOR);
         }
         let cap = BACKOFF_MIN
             .saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX))
@@ -51,6 +64,29 @@ mod tests {
         assert_eq!(caps, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(backoff.next_with(false, 0.0), FLOOR);
         assert_eq!(backoff.next_with(false, 0.5), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn link_that_worked_is_dialed_again_at_once() {
+        let mut backoff = Backoff::default();
+        let mut next = || backoff.next_with(false, 1.0).as_secs();
+        assert_eq!([next(), next(), next()], [1, 2, 4]);
+        backoff.worked(Duration::from_secs(10));
+        let mut next = || backoff.next_with(false, 1.0).as_secs();
+        assert_eq!(
+            [next(), next()],
+            [1, 8],
+            "dials that fail go on where they were"
+        );
+        backoff.worked(Duration::from_secs(1));
+        assert_eq!(
+            backoff.next_with(false, 1.0).as_secs(),
+            16,
+            "it never worked"
+        );
+        backoff.worked(BACKOFF_RESET);
+        let mut next = || backoff.next_with(false, 1.0).as_secs();
+        assert_eq!([next(), next(), next()], [1, 1, 2]);
     }
 
     #[test]

@@ -190,7 +190,9 @@ impl Reader<'_> {
             .map_err(|error| (CloseCode::RecordFailure, error.to_string()))?;
         let now = Instant::now();
         let link = &self.lost.link;
-        lock(&link.live).heard(now);
+        if lock(&link.live).heard(now) {
+            link.ticked.notify_one();
+        }
         let fixed = Fixed::read(opened.plain()).map_err(protocol)?;
         if !opened.rest.is_empty() && fixed.kind != Kind::Routed {
             return Err(protocol("unsealed bytes after a record of this kind"));

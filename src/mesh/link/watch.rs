@@ -4,20 +4,24 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Link, lock};
+use super::{Link, LinkOwner, lock};
 use crate::{
     mesh::liveness::Action,
     wire::{close::CloseCode, frame::LinkHeader},
 };
 
-pub(super) async fn run(link: Arc<Link>) {
+pub(super) async fn run(link: Arc<Link>, owner: Arc<dyn LinkOwner>) {
     loop {
         let next = {
             let mut live = lock(&link.live);
             let now = Instant::now();
             let action = live.tick(now);
+            let turned = live.turned(now);
             let next = live.next_tick(now);
             drop(live);
+            if turned {
+                owner.doubted(&link);
+            }
             match action {
                 Action::Wait => {}
                 Action::Ping(n) => link.send_link(&LinkHeader::Ping { n }),

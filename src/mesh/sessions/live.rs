@@ -455,6 +455,12 @@ impl Session for Live {
         }
     }
 
+    fn waits(&self) {
+        if let Some(link) = self.hop() {
+            link.waits();
+        }
+    }
+
     fn fail(&self, reason: &'static str) {
         lock(&self.fault).get_or_insert(reason);
         self.faults.notify_one();

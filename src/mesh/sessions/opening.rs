@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     crypto::{handshake::Initiator, transcript::Carrier},
-    ids::{NodeId, SessionId},
+    ids::{LinkId, NodeId, SessionId},
     mesh::{
         clock,
         drops::Reason,
@@ -60,6 +60,8 @@ pub(super) async fn run(
         refused: None,
         astray: 0,
         sent: 0,
+        over: None,
+        moves: 0,
     };
     let outcome = attempt.run(initiator, m1).await;
     let outcome = outcome.ok_or_else(|| {
@@ -86,6 +88,8 @@ pub(super) async fn run(
 const ASTRAY: u32 = 2;
 /// Messages without an answer after which another way is tried first.
 const BLAMED_AFTER: u32 = 2;
+/// Times a message is said again in one attempt because another link leads to the node now.
+const MOVES: u32 = 8;
 
 struct Entry<'a> {
     sessions: &'a Sessions,
@@ -110,6 +114,10 @@ struct Attempt<'a> {
     astray: u32,
     /// Messages sent so far.
     sent: u32,
+    /// The link over which the last one went.
+    over: Option<LinkId>,
+    /// Messages sent again because of another link.
+    moves: u32,
 }
 
 impl Attempt<'_> {
@@ -171,6 +179,12 @@ impl Attempt<'_> {
         Some(())
     }
 
+    /// The link that leads to the node now.
+    fn way(&self) -> Option<LinkId> {
+        let hop = self.sessions.0.hops.get(self.node.as_str());
+        hop.map(|hop| hop.link.id())
+    }
+
     /// Sends `message` until an answer of type `kind` is accepted.
     async fn exchange<T, F>(
         &mut self,
@@ -183,7 +197,19 @@ impl Attempt<'_> {
     {
         let mut pauses = HELLO_AGAIN.iter();
         let mut again = Instant::now();
+        let hops = self.sessions.0.hops.clone();
         loop {
+            let rerouted = hops.changed();
+            tokio::pin!(rerouted);
+            // Registered before the look, so that no change between the two is missed.
+            rerouted.as_mut().enable();
+            let over = self.way();
+            if self.sent > 0 && over.is_some() && over != self.over && self.moves < MOVES {
+                // What went over the link before may be lost with it.
+                self.moves += 1;
+                self.over = over;
+                self.sessions.say(self.node, &self.tie, message, None);
+            }
             tokio::select! {
                 said = timeout_at(self.deadline, self.heard.recv()) => {
                     let said = said.ok()??;
@@ -212,10 +238,12 @@ impl Attempt<'_> {
                         self.sessions.blame_hop(self.node);
                     }
                     self.sent += 1;
+                    self.over = self.way();
                     self.sessions.say(self.node, &self.tie, message, None);
                     // After the last time only the deadline ends it.
                     again = pauses.next().map_or(self.deadline + HELLO_TIMEOUT, |pause| again + *pause);
                 }
+                () = &mut rerouted => {}
             }
         }
     }

@@ -108,41 +108,41 @@ async fn half_open_sockets_do_not_keep_an_honest_node_out() {
     drop(sockets);
 }
 
+/// A path to `to` for connections, of which the first so many are swallowed without a word.
+async fn path(listener: TcpListener, to: u16, swallowed: tokio::sync::watch::Receiver<usize>) {
+    let mut held = Vec::new();
+    loop {
+        let (near, _) = listener.accept().await.unwrap();
+        let far = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+        let (mut swallowed, number) = (swallowed.clone(), held.len());
+        held.push(tokio::task::JoinSet::from_iter([async move {
+            let (mut near, mut far) = (near, far);
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                _ = swallowed.wait_for(|first| number < *first) => {}
+            }
+            // Both sockets stay open, and nobody reads them.
+            std::future::pending::<()>().await;
+        }]));
+    }
+}
+
 /// T78 over real sockets: a path that swallows everything without a word. The request that waits on
 /// it finds out within 15 s.
 #[tokio::test]
 async fn a_path_that_swallows_everything_is_given_up() {
     let office = Node::start("office", 1).await;
     let home = Node::start("home", 1).await;
-    let path = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
     let mut peer = office.peer();
-    peer.url
-        .set_port(Some(path.local_addr().unwrap().port()))
-        .unwrap();
-    let (swallow, swallowing) = tokio::sync::watch::channel(false);
-    let to = office.port;
-    let forward = async move {
-        let mut held = Vec::new();
-        loop {
-            let (near, _) = path.accept().await.unwrap();
-            let far = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
-            let mut stop = swallowing.clone();
-            held.push(tokio::task::JoinSet::from_iter([async move {
-                let (mut near, mut far) = (near, far);
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    _ = stop.wait_for(|stop| *stop) => {}
-                }
-                // Both sockets stay open, and nobody reads them.
-                std::future::pending::<()>().await;
-            }]));
-        }
-    };
+    peer.url.set_port(Some(port)).unwrap();
+    let (swallow, swallowed) = tokio::sync::watch::channel(0);
     let test = async {
         home.mesh.dial(vec![peer]);
         home.linked_to("office").await;
         let session = home.mesh.session(&office.name).await.unwrap();
-        swallow.send_replace(true);
+        swallow.send_replace(usize::MAX);
         // A link that has just been heard is not suspected yet.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let began = Instant::now();
@@ -156,7 +156,46 @@ async fn a_path_that_swallows_everything_is_given_up() {
         );
     };
     tokio::select! {
-        () = forward => {}
+        () = path(listener, office.port, swallowed) => {}
+        () = test => {}
+    }
+}
+
+/// A connection that was cut is not waited for: a new one is there before the old one is given up.
+#[tokio::test]
+async fn a_connection_in_doubt_is_replaced_while_it_is_up() {
+    let office = Node::start("office", 1).await;
+    let home = Node::start("home", 1).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut peer = office.peer();
+    peer.url.set_port(Some(port)).unwrap();
+    let (swallow, swallowed) = tokio::sync::watch::channel(0);
+    let test = async {
+        home.mesh.dial(vec![peer]);
+        home.linked_to("office").await;
+        let session = home.mesh.session(&office.name).await.unwrap();
+        swallow.send_replace(1);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        // All that somebody sends who waits for an answer.
+        session.waits();
+        let unreached = home.sees("office", |view| view.reach != Reach::Direct);
+        let answered = async {
+            loop {
+                session.send(Class::Interactive, b"{}", b"").unwrap();
+                if !office.seen.frames().is_empty() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            view = unreached => panic!("left without a link: {view:?}"),
+            () = answered => {}
+        }
+    };
+    tokio::select! {
+        () = path(listener, office.port, swallowed) => {}
         () = test => {}
     }
 }

@@ -125,6 +125,29 @@ async fn repeated_messages_make_one_session() {
     assert_eq!((up(&trio.home_saw), up(&trio.office_saw)), (1, 1));
 }
 
+/// After a partition the old connection may swallow what is sent for long: what was said over it is
+/// said again as soon as another leads to the node.
+#[tokio::test(start_paused = true)]
+async fn a_message_goes_again_when_another_link_leads_there() {
+    let trio = heard().await;
+    trio.relay.does(|_, _| Vec::new());
+    let opening = trio.home.open("office");
+    let healing = async {
+        // Between the third message and the last one.
+        tokio::time::sleep(Duration::from_millis(3_500)).await;
+        trio.relay.obeys();
+        let link = trio.relay.link(&trio.home).await;
+        trio.home.leads("office", &link);
+        Instant::now()
+    };
+    let ((_, opened), healed) = tokio::join!(async { (opening.await, Instant::now()) }, healing);
+    let took = opened.saturating_duration_since(healed);
+    assert!(
+        took < SECOND,
+        "only the next message was answered: {took:?}"
+    );
+}
+
 /// 3.3 for ctx=2: what does not verify is dropped and counted, the attempt goes on. The true message
 /// comes after its damaged copy and an invented one.
 #[tokio::test(start_paused = true)]
