@@ -520,6 +520,21 @@ impl Sessions {
         });
     }
 
+    /// `node` has said that it leaves, and is out of reach: nobody answers what waits for it.
+    pub(super) fn left(&self, node: &NodeId) {
+        self.end_where("the node has left", |live| live.node() == node);
+    }
+
+    /// Nodes with which there is a session.
+    pub(super) fn peers(&self) -> Vec<NodeId> {
+        let table = self.table();
+        let with = table
+            .peers
+            .iter()
+            .filter(|(_, peers)| !peers.live.is_empty());
+        with.map(|(node, _)| node.clone()).collect()
+    }
+
     /// Another process of `node` is there.
     pub(super) fn restarted(&self, node: &NodeId, boot: Boot) {
         self.end_where("the node was restarted", |live| {

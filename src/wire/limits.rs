@@ -71,10 +71,8 @@ pub const DIAL_RACE_DELAY: Duration = Duration::from_millis(250);
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest redial delay; at once after `auth_failed`.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// A link this old resets the redial delay.
-pub const BACKOFF_RESET: Duration = Duration::from_secs(60);
-/// The first dial after a link this old waits no longer than [`BACKOFF_MIN`].
-pub const BACKOFF_WORKED: Duration = Duration::from_secs(5);
+/// A link this old has worked: it resets the redial delay.
+pub const BACKOFF_RESET: Duration = Duration::from_secs(5);
 
 // -- 4 records -----------------------------------------------------------------------------------
 /// Shortest link record.

@@ -111,7 +111,7 @@ describe('a mesh on a small internet', { skip: missing.binary() || noNamespaces(
   // T78, with a request that waits.
   test('path_that_swallows_everything_is_left_within_fifteen_seconds', async (t) => {
     const relay = await via();
-    const stream = nodes.home.chat(MODEL, prompt(40, 500));
+    const stream = nodes.home.chat(MODEL, prompt(20, 500));
     await sleep(3_000);
     net.cut(relay);
     const answer = await stream;
@@ -151,9 +151,6 @@ describe('a mesh on a small internet', { skip: missing.binary() || noNamespaces(
     t.diagnostic(`gap of the short one ${Math.round(answer.gapMs)} ms`);
     await settled();
 
-    // Known fault: after a partition of more than half a minute a new session between the two ends was not
-    // opened for 20 s and more here. Until it is mended this part is in the long form alone.
-    if (!long) return t.diagnostic('the long partition is in the long form: it shows a known fault');
     const lost = nodes.home.chat(MODEL, prompt(20, 400));
     await sleep(2_000);
     net.cut('home');
@@ -162,9 +159,10 @@ describe('a mesh on a small internet', { skip: missing.binary() || noNamespaces(
     assert.doesNotMatch(broken.text, /\[DONE\]/);
     assert.ok(broken.ms > 30_000 && broken.ms < 45_000, `${broken.ms} ms`);
     net.cut('home', false);
+    const healed = Date.now();
     await settled();
     whole(await nodes.home.chat(MODEL, 'hello'), 'echo: hello (end of echo)');
-    return undefined;
+    t.diagnostic(`an answer ${Date.now() - healed} ms after the long one`);
   });
 
   // T77.

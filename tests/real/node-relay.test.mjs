@@ -172,19 +172,14 @@ describe('two relays side by side', { skip, timeout: 180_000 }, () => {
     });
   });
 
-  // An upload that had hardly begun may be refused in time, with the code that says so; never half of it counts.
-  test('upload_is_whole_or_refused_when_the_relay_is_killed', async () => {
+  test('upload_is_whole_when_the_relay_is_killed', async () => {
     const content = `${'x'.repeat(TEN_MB)} [[say got it]]`;
     const before = (await metrics(mesh.home))['clawmatrix_link_bytes_total{direction="sent"}'];
     const uploading = mesh.ask(content).then(async (answer) => [answer.status, await answer.json()]);
     await until('the upload to be under way', 10_000, async () => (await metrics(mesh.home))['clawmatrix_link_bytes_total{direction="sent"}'] > before + TEN_MB / 10);
     await withoutTheRelayInUse(async () => {
       const [status, body] = await uploading;
-      console.log(`# the upload ended with ${status}`);
-      if (status !== 200) {
-        assert.deepEqual([status, body.error?.code], [503, 'peer_unreachable'], JSON.stringify(body));
-        assert.equal((await mesh.ask(content)).status, 200, 'the next one');
-      } else assert.equal(body.choices[0].message.content, 'got it');
+      assert.deepEqual([status, body.choices?.[0].message.content], [200, 'got it'], JSON.stringify(body).slice(0, 500));
       for (const seen of mesh.provider.requests.filter((r) => r.rawBytes > 1000 && r.body?.messages?.[0].content.startsWith('xxx'))) same(seen.body.messages[0].content, content);
     });
   });

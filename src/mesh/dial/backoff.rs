@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     ids::random_bytes,
-    wire::limits::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET, BACKOFF_WORKED},
+    wire::limits::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET},
 };
 
 /// Below this a delay is of no use to anybody.
@@ -15,8 +15,6 @@ const FLOOR: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,
-    /// Whether the last link worked: the next dial does not wait for what failed before it.
-    worked: bool,
 }
 
 impl Backoff {
@@ -25,7 +23,6 @@ impl Backoff {
         if age >= BACKOFF_RESET {
             self.failures = 0;
         }
-        self.worked = age >= BACKOFF_WORKED;
     }
 
     /// The next delay. `refused`: trying again soon is of no use, and would count against us there.
@@ -39,9 +36,6 @@ impl Backoff {
             // At the limit, so that the next failure of another kind stays there.
             self.failures = u32::BITS - 1;
             return BACKOFF_MAX.mul_f64(0.9 + 0.1 * random);
-        }
-        if std::mem::take(&mut self.worked) {
-            return BACKOFF_MIN.mul_f64(random).max(FLOOR);
         }
         let cap = BACKOFF_MIN
             .saturating_mul(1u32.checked_shl(self.failures).unwrap_or(u32::MAX))
@@ -71,22 +65,12 @@ mod tests {
         let mut backoff = Backoff::default();
         let mut next = || backoff.next_with(false, 1.0).as_secs();
         assert_eq!([next(), next(), next()], [1, 2, 4]);
-        backoff.worked(Duration::from_secs(10));
-        let mut next = || backoff.next_with(false, 1.0).as_secs();
-        assert_eq!(
-            [next(), next()],
-            [1, 8],
-            "dials that fail go on where they were"
-        );
         backoff.worked(Duration::from_secs(1));
-        assert_eq!(
-            backoff.next_with(false, 1.0).as_secs(),
-            16,
-            "it never worked"
-        );
+        let next = backoff.next_with(false, 1.0).as_secs();
+        assert_eq!(next, 8, "it never worked");
         backoff.worked(BACKOFF_RESET);
         let mut next = || backoff.next_with(false, 1.0).as_secs();
-        assert_eq!([next(), next(), next()], [1, 1, 2]);
+        assert_eq!([next(), next()], [1, 2], "dials that fail wait again");
     }
 
     #[test]

@@ -28,6 +28,9 @@ use crate::{
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// What a link costs that has not been measured yet, in milliseconds.
 const UNMEASURED: u16 = 100;
+/// How long a node that has said it leaves is out of reach before it counts as gone: what it still
+/// finishes may change its way meanwhile.
+const GONE_AFTER: Duration = Duration::from_secs(2);
 /// How long a request waits for routes that are about to be worked out.
 const ROUTES_WAIT: Duration = Duration::from_millis(600);
 
@@ -38,6 +41,8 @@ pub(super) struct Routes {
     /// Nodes to which a way led once and none leads now. Others without a way may just be new.
     lost: HashSet<NodeId>,
     penalties: Penalties,
+    /// Nodes that have said they leave and to which no way leads, since then.
+    leaving: HashMap<NodeId, Instant>,
     worked_out: Option<Instant>,
     due: Option<Instant>,
 }
@@ -147,6 +152,28 @@ impl Hub {
         drop(state);
         self.sessions.rerouted();
         self.wake.notify_one();
+    }
+
+    /// Those of `peers` that have gone: they have said they leave, and for a while no way has led
+    /// there. A way that breaks while a node still finishes its work is none of it, nor is that we
+    /// are alone ourselves.
+    pub(super) fn left(&self, state: &mut State, peers: &[NodeId], now: Instant) -> Vec<NodeId> {
+        let alone = state.links.open().is_empty();
+        let members = &state.gossip.members;
+        let Routes { ways, leaving, .. } = &mut state.routes;
+        leaving.retain(|node, _| peers.contains(node));
+        let mut gone = Vec::new();
+        for node in peers {
+            if alone || ways.contains_key(node) || !members.leaves(node) {
+                leaving.remove(node);
+            } else {
+                let since = *leaving.entry(node.clone()).or_insert(now);
+                if now.saturating_duration_since(since) >= GONE_AFTER {
+                    gone.push(node.clone());
+                }
+            }
+        }
+        gone
     }
 
     /// Those over whom frames timed out cost more from now on.

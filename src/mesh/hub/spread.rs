@@ -58,7 +58,9 @@ impl Hub {
     /// Does what is due and says when to come back.
     pub(super) fn spread(&self) -> Instant {
         let now = Instant::now();
+        let peers = self.sessions.peers();
         let mut state = self.state();
+        let left = self.left(&mut state, &peers, now);
         let own = self.own_links(&state);
         state.gossip.set_links(own, now);
         if state.gossip.tick(now) {
@@ -100,6 +102,9 @@ impl Hub {
         drop(state);
         if routed {
             self.sessions.rerouted();
+        }
+        for node in left {
+            self.sessions.left(&node);
         }
         next
     }

@@ -76,6 +76,29 @@ async fn nodes_behind_a_relay_work_as_if_they_were_linked() {
     );
 }
 
+/// 6.6b behind a relay: what waits for a node that has left ends, and not only when it would be lost.
+#[tokio::test]
+async fn session_ends_with_the_node_that_left_behind_a_relay() {
+    let (home, cloud, office) = three().await;
+    home.tells(&office, "{\"hello\":1}").await;
+    home.mesh.announce_shutdown(Duration::from_secs(30));
+    let told = async {
+        while !matches!(office.mesh.session(&home.name).await, Err(failure) if failure.code == Code::ShuttingDown)
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), told).await.unwrap();
+    // It finishes what runs: as long as a way leads there, nothing has ended.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let lost = |seen: &Recorder| seen.events().contains(&Event::Lost(node("home")));
+    assert!(!lost(&office.seen));
+    home.mesh.shutdown(Duration::from_secs(1)).await;
+    let ended = office.seen.until(lost);
+    assert!(timeout(Duration::from_secs(10), ended).await.is_ok());
+    drop(cloud);
+}
+
 #[tokio::test]
 async fn a_node_that_does_not_relay_passes_nothing_on() {
     let middle = Node::start("middle", 1).await;
