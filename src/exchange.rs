@@ -46,11 +46,8 @@ use tokio::{
 };
 
 use self::{
-    outbound::Outbound,
-    receiver::Receiver,
     remote::{Flow, Remote},
     rids::Slots,
-    sender::{Outgoing, Sender},
     shared::{Shared, run_clock},
     stats::Counters,
 };
@@ -58,11 +55,7 @@ use crate::{
     drain::Tasks,
     ids::RequestId,
     mesh::session::{Class, SessionHandler},
-    wire::{
-        code::{Code, Failure},
-        inner,
-        limits::{INITIAL_WINDOW, INLINE_BODY_BYTES, RIDS_PER_PEER},
-    },
+    wire::code::{Code, Failure},
 };
 
 pub use self::{
@@ -119,7 +112,8 @@ impl Exchange {
         }
     }
 
-    /// Sends a request over `session`.
+    /// Sends a request to the process behind `session`, in the newest session with it. What protocol
+    /// 7.1 binds to one session leaves in that one or not at all.
     ///
     /// # Errors
     /// [`Failure`] with stage `not_started`: `overloaded`, `peer_unreachable`, `payload_too_large`,
@@ -130,84 +124,10 @@ impl Exchange {
             return Err(inbound::shutting_down());
         }
         let remote = self.remote(session)?;
-        let body_bytes = request.body.len() as u64;
-        if body_bytes > shared.limits.request_body_bytes {
-            return Err(Failure::not_started(
-                Code::PayloadTooLarge,
-                "the request body is larger than a request may be",
-            ));
-        }
-        if remote.budget.tight() {
-            return Err(inbound::overloaded());
-        }
-        let dl = u64::try_from(request.timeouts.deadline.as_millis()).unwrap_or(u64::MAX >> 11);
-        let once = request.kind.once();
-        let at = once.then(|| u64::try_from(session.elapsed().as_millis()).unwrap_or(0));
         let rid = request.rid;
-        let json = message::request(
-            request.kind,
-            rid,
-            at,
-            dl.min(u64::MAX >> 11),
-            body_bytes,
-            &request.fields,
-        );
-        if !inner::fits(json.len(), 0) {
-            return Err(Failure::not_started(
-                Code::PayloadTooLarge,
-                "the request's fields are larger than a frame",
-            ));
-        }
-        let rides =
-            request.body.len() <= INLINE_BODY_BYTES && inner::fits(json.len(), request.body.len());
-        let (data, body) = if rides {
-            (request.body, Bytes::new())
-        } else {
-            (Bytes::new(), request.body)
-        };
-        let (taken, flow) = remote.with(|state, out, moment| {
-            if state.outbound.len() >= RIDS_PER_PEER || state.outbound.contains_key(&rid) {
-                return None;
-            }
-            state.wake_clocks(moment.now);
-            let mut up = Sender::new(
-                INITIAL_WINDOW,
-                remote.budget.account(),
-                remote.flight.clone(),
-            );
-            // A request whose body follows is small: it does not wait behind other bodies.
-            let class = if body.is_empty() {
-                request.class
-            } else {
-                Class::Interactive
-            };
-            let item = Outgoing { json, data, class };
-            if !up.push(item, false) {
-                return None;
-            }
-            let down = Receiver::new(
-                INITIAL_WINDOW,
-                shared.limits.response_body_bytes,
-                moment.now,
-                remote.budget.account(),
-            );
-            let mut entry = Outbound::new(
-                up,
-                down,
-                request.class,
-                request.idempotent,
-                once.then(|| session.id()),
-                request.timeouts,
-                body,
-                moment.now,
-            );
-            let more = entry.fill(rid, moment.now);
-            out.pump(rid, message::Dir::Up, &mut entry.up, moment);
-            state.outbound.insert(rid, entry);
-            shared.counters.opened_outbound();
-            Some(more)
-        });
-        let more = taken.ok_or_else(inbound::overloaded)?;
+        let (opened, flow) =
+            remote.with(|state, out, at| state.open(request, &remote.budget, out, at));
+        let more = opened?;
         let call = Call::new(Arc::clone(&remote), rid);
         if more || matches!(flow, Flow::Blocked(..)) {
             shared.tasks.spawn(call::upload(remote, rid));

@@ -503,6 +503,23 @@ async fn a_lost_link_leaves_the_run_and_finds_it_again() {
 }
 
 /// T39 for handoffs: a destination that was restarted has forgotten the run; nobody repeats it.
+/// 7.1: a node that knows nothing of a handoff never had it, unless it may have forgotten it since.
+#[tokio::test]
+async fn a_node_that_knows_nothing_is_believed_for_nine_minutes() {
+    for (suspended, outcome) in [(539, "not_dispatched"), (541, "outcome_unknown")] {
+        let mut world = World::new(|_| {}).await;
+        world.cable.lose();
+        let task = handoff(&world.home, json!({"target": "main", "task": "a"}));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        world.cable.suspend(suspended);
+        world.cable.pull();
+        let _cable = join(&world.home, &world.office, 1.0);
+        let (_, body) = joined(task).await;
+        assert_eq!(body["outcome"], outcome, "{suspended} s: {body}");
+        assert!(world.agent.idle());
+    }
+}
+
 #[tokio::test]
 async fn a_restarted_node_leaves_the_outcome_unknown() {
     let mut world = World::new(|_| {}).await;

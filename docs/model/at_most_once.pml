@@ -24,15 +24,13 @@
 #define STALE    6    /* 60 s: `at` and D's own clock may differ by this much (7.1 c) */
 #define HELD     1    /* 10 s: how much later than one side the other may begin the session (3.5) */
 #define FENCE   12    /* 120 s: a refused, fenced or cancelled rid is remembered this long */
-#define ACCEPT   1    /* 10 s: without any answer O gives up a handoff; a tool after 5 s (7) */
 #define MEMORY  60    /* 600 s: one that ran, from its end (7.1 b) */
-#define BELIEVE 54    /* 540 s: O takes `unknown` for "never began" this long after sending */
+#define BELIEVE 54    /* 540 s: O takes a refusal or `unknown` for "never began" this long after sending */
 #define HORIZON 70
 #else                 /* the same order of sizes, in as few ticks as it takes */
 #define STALE    1
 #define HELD     1
 #define FENCE    3
-#define ACCEPT   1
 #define MEMORY   3
 #define BELIEVE  2
 #define HORIZON  7
@@ -77,7 +75,6 @@ byte same_boot;             /* sessions with the D that now runs, as it said in 
 /* O */
 bit  attempt;
 bit  asking;                /* no answer came: O asks by `query` */
-bit  answered;              /* something of this rid came back */
 byte sent_at[RIDS] = 255;
 byte carrier[RIDS];         /* the one session that carries it */
 byte outcome[RIDS];
@@ -121,7 +118,7 @@ inline done()        { s = 0; r = 0 }
 
 /* D's answer matters while O waits for one. */
 inline tell(word)    { word = word || (live && r == attempt) }
-inline hush()        { accepted = 0; end = 0; refused = 0; unknown = 0; asking = 0; answered = 0 }
+inline hush()        { accepted = 0; end = 0; refused = 0; unknown = 0; asking = 0 }
 
 inline bar()         { fate[r] = BARRED; until[r] = now + FENCE }
 inline finish()      { fate[r] = ENDED; until[r] = now + MEMORY }
@@ -213,10 +210,9 @@ inline forget(rid) {
 
 init {
   do
-  /* --- the clock, from the first request on. One that nothing was heard of is given up in time; one
-   * that was answered may stay open, an exec for half an hour, and a handoff is asked after for long */
-  :: atomic { now < HORIZON && (sent_at[0] != 255 || outcome[0] != OPEN) &&
-       !(live && !answered && !asking && now >= sent_at[attempt] + ACCEPT) ->
+  /* --- the clock, from the first request on. O gives up in time what nothing was heard of, but its
+   * timers stand still while its machine is suspended: nothing here leans on them */
+  :: atomic { now < HORIZON && (sent_at[0] != 255 || outcome[0] != OPEN) ->
        now++; forget(0); forget(1) }
 
   /* --- a session, held back or not */
@@ -283,14 +279,13 @@ init {
 #endif
        query[attempt] = 1 }
   :: atomic { live && asking -> settle(UNKNOWN) }
-  :: atomic { live && accepted -> answered = 1 }
   :: atomic { live && end -> settle(COMPLETED) }
-  /* "It never began" is believed of a request of which nothing else was heard, or soon after it was
-   * sent: later D may have forgotten what it did. */
+  /* "It never began" is believed soon after the request was sent, on a clock that counts suspend:
+   * later D may have forgotten what it did. */
   :: atomic { live && !asking && refused ->
        if
-#ifndef BREAK_BELIEVE_ANSWERED
-       :: answered -> settle(UNKNOWN)
+#ifndef BREAK_BELIEVE_REFUSED
+       :: now > sent_at[attempt] + BELIEVE -> settle(UNKNOWN)
 #endif
        :: else -> settle(NOT_DISPATCHED)
        fi }

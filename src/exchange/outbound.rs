@@ -2,7 +2,7 @@
 
 mod events;
 
-use std::{task::Waker, time::Duration};
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use bytes::Bytes;
 
@@ -14,11 +14,11 @@ use super::{
     sender::{Outgoing, Sender, Time},
 };
 use crate::{
-    ids::{RequestId, SessionId},
-    mesh::session::Class,
+    ids::RequestId,
+    mesh::session::{Class, SessionRef},
     wire::{
         code::{Code, Failure},
-        limits::{APPROVAL_MARGIN, APPROVAL_WAIT, CHUNK_BYTES, RTO_MIN},
+        limits::{APPROVAL_MARGIN, APPROVAL_WAIT, CHUNK_BYTES, NEVER_BEGAN_FOR, RTO_MIN},
     },
 };
 
@@ -34,6 +34,29 @@ struct Cancelling {
     reason: Code,
 }
 
+/// The one session that carries a request, and the moment on its clock that the request says.
+#[derive(Debug)]
+pub(super) struct Carrier {
+    session: SessionRef,
+    /// The request's `at`.
+    pub(super) at: Duration,
+}
+
+impl Carrier {
+    pub(super) fn new(session: &SessionRef) -> Self {
+        Self {
+            at: session.elapsed(),
+            session: Arc::clone(session),
+        }
+    }
+
+    /// Whether the other side may already have forgotten that the request ran: then what it says of
+    /// a request that never began proves nothing (protocol 7.1).
+    fn outdated(&self) -> bool {
+        self.session.elapsed().saturating_sub(self.at) > NEVER_BEGAN_FOR
+    }
+}
+
 /// One request of ours.
 #[derive(Debug)]
 pub(super) struct Outbound {
@@ -43,8 +66,8 @@ pub(super) struct Outbound {
     pub(super) body: Bytes,
     pub(super) class: Class,
     pub(super) idempotent: bool,
-    /// The one session that may carry it, when protocol 7.1 binds it.
-    pub(super) bound: Option<SessionId>,
+    /// What carries it, when protocol 7.1 binds it to one session.
+    carrier: Option<Carrier>,
     /// The budget had no room for a piece of the body.
     pub(super) no_room: bool,
     pub(super) timeouts: Timeouts,
@@ -83,7 +106,7 @@ impl Outbound {
         down: Receiver<Lead, Last>,
         class: Class,
         idempotent: bool,
-        bound: Option<SessionId>,
+        carrier: Option<Carrier>,
         timeouts: Timeouts,
         body: Bytes,
         now: Time,
@@ -94,7 +117,7 @@ impl Outbound {
             body,
             class,
             idempotent,
-            bound,
+            carrier,
             no_room: false,
             timeouts,
             opened: now,
@@ -154,9 +177,10 @@ impl Outbound {
         false
     }
 
-    /// Whether the request itself is not acked and must not leave in any session but `bound`.
-    fn strands_without(&self, session: Option<SessionId>) -> bool {
-        self.bound.is_some() && self.bound != session && self.up.left() && !self.up.acked(0)
+    /// Whether word that it never began must not be believed: something of it was answered, or it
+    /// was sent long ago.
+    fn may_have_begun(&self) -> bool {
+        self.answered || self.carrier.as_ref().is_some_and(Carrier::outdated)
     }
 
     /// Asks for the credit whose ack may be lost.

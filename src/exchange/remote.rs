@@ -24,7 +24,7 @@ use super::{
     sender::{Sender, Time},
 };
 use crate::{
-    ids::RequestId,
+    ids::{RequestId, SessionId},
     mesh::session::{Class, SendError, Session, SessionRef},
     wire::limits::{ACK_ENTRIES, CREDIT_VIOLATIONS, NOOP_AFTER, SESSION_LOST_AFTER},
 };
@@ -60,6 +60,8 @@ pub(super) struct Outbox {
     /// Streams for whose items the way has no room now.
     congested: Vec<(RequestId, Dir)>,
     cancels_left: u32,
+    /// The session they will be sent in.
+    session: Option<SessionId>,
 }
 
 impl Outbox {
@@ -105,6 +107,9 @@ impl Outbox {
 
     /// One item of `sender`, if one may go.
     fn pump_one(&mut self, rid: RequestId, dir: Dir, sender: &mut Sender, at: &Moment<'_>) -> bool {
+        if sender.strands_without(self.session) {
+            return false;
+        }
         let Some((seq, again, item)) = sender.take(at.now) else {
             return false;
         };
@@ -169,6 +174,12 @@ impl State {
     /// The session to send in.
     pub(super) fn session(&self) -> Option<&SessionRef> {
         self.sessions.last()
+    }
+
+    /// Keeps the sessions that `keep` says; frames go out in the newest of them.
+    fn retain_sessions(&mut self, keep: impl FnMut(&SessionRef) -> bool, out: &mut Outbox) {
+        self.sessions.retain(keep);
+        out.session = self.session().map(|session| session.id());
     }
 
     fn sender(&mut self, rid: RequestId, dir: Dir) -> Option<&mut Sender> {
@@ -306,6 +317,7 @@ impl Remote {
                 shared: &self.shared,
             };
             out.cancels_left = state.cancels_left;
+            out.session = state.session().map(|session| session.id());
             let result = change(&mut state, &mut out, &at);
             state.share_way(&mut out, &at);
             state.cancels_left = out.cancels_left;
@@ -371,7 +383,7 @@ impl Remote {
     /// One session has ended. Streams go on in another, if there is one.
     pub(super) fn remove_session(&self, session: &SessionRef) {
         self.with(|state, out, at| {
-            state.sessions.retain(|s| s.id() != session.id());
+            state.retain_sessions(|s| s.id() != session.id(), out);
             if state.sessions.is_empty() {
                 state.lose_all(out, at);
             } else {
@@ -400,7 +412,7 @@ impl Remote {
     /// The process is gone: another boot has taken its place.
     pub(super) fn end(&self) {
         self.with(|state, out, at| {
-            state.sessions.clear();
+            state.retain_sessions(|_| false, out);
             state.lose_all(out, at);
         });
     }

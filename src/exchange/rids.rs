@@ -1,8 +1,8 @@
 //! What is remembered of requests that have ended (protocol 5.3, 7.1).
 //!
 //! Those that may run once only keep a [`Slot`] for ten minutes after their end and are never
-//! forgotten early. What never ran is remembered longer than a copy of it that somebody holds back
-//! counts as fresh, and makes room for its like alone. The rest is remembered for a minute, the oldest
+//! forgotten early. Nor are those that are barred: they never run, and are remembered longer than a
+//! copy that somebody holds back counts as fresh. The rest is remembered for a minute, the oldest
 //! making room.
 
 use std::{
@@ -74,13 +74,13 @@ struct Tomb {
 pub(super) struct Tombs {
     map: HashMap<RequestId, Tomb>,
     short: VecDeque<(Time, RequestId)>,
-    /// Those that never ran.
-    unrun: VecDeque<(Time, RequestId)>,
+    /// Those that must never run.
+    barred: VecDeque<(Time, RequestId)>,
     long: VecDeque<(Time, RequestId)>,
 }
 
 impl Tombs {
-    /// Remembers `rid`: ten minutes with a `slot`, without one for a minute or two.
+    /// Remembers `rid`: ten minutes with a `slot`, without one for a minute at most.
     pub(super) fn bury(&mut self, rid: RequestId, fate: Fate, slot: Option<Slot>, now: Time) {
         let long = slot.is_some();
         if self.map.insert(rid, Tomb { fate, _slot: slot }).is_some() {
@@ -90,16 +90,24 @@ impl Tombs {
             self.long.push_back((now + RID_MEMORY, rid));
             return;
         }
-        let (queue, time) = match fate {
-            Fate::Ended => (&mut self.short, TOMBSTONE),
-            Fate::Refused(_) | Fate::Cancelled | Fate::Fenced => (&mut self.unrun, UNRUN_MEMORY),
-        };
-        if queue.len() >= RIDS_PER_PEER
-            && let Some((_, oldest)) = queue.pop_front()
+        if self.short.len() >= RIDS_PER_PEER
+            && let Some((_, oldest)) = self.short.pop_front()
         {
             self.map.remove(&oldest);
         }
-        queue.push_back((now + time, rid));
+        self.short.push_back((now + TOMBSTONE, rid));
+    }
+
+    /// Remembers that `rid`, so far unknown, never runs. False when there is no room: then nothing
+    /// was noted, and nobody may be told that it never runs (protocol 7.1).
+    #[must_use]
+    pub(super) fn bar(&mut self, rid: RequestId, fate: Fate, now: Time) -> bool {
+        let room = self.barred.len() < RIDS_PER_PEER;
+        if room {
+            self.map.insert(rid, Tomb { fate, _slot: None });
+            self.barred.push_back((now + UNRUN_MEMORY, rid));
+        }
+        room
     }
 
     pub(super) fn fate(&self, rid: &RequestId) -> Option<Fate> {
@@ -117,13 +125,13 @@ impl Tombs {
 
     /// Forgets what is old enough; returns when the next one is.
     pub(super) fn expire(&mut self, now: Time) -> Option<Time> {
-        for queue in [&mut self.short, &mut self.unrun, &mut self.long] {
+        for queue in [&mut self.short, &mut self.barred, &mut self.long] {
             while let Some((_, rid)) = queue.pop_front_if(|(until, _)| *until <= now) {
                 self.map.remove(&rid);
             }
         }
         let front = |queue: &VecDeque<(Time, RequestId)>| queue.front().map(|(until, _)| *until);
-        [&self.short, &self.unrun, &self.long]
+        [&self.short, &self.barred, &self.long]
             .into_iter()
             .filter_map(front)
             .min()
@@ -143,14 +151,21 @@ mod tests {
     fn a_refusal_outlives_every_fresh_copy() {
         let mut tombs = Tombs::default();
         let refused = RequestId::random();
-        tombs.bury(refused, Fate::Fenced, None, Time::ZERO);
+        assert!(tombs.bar(refused, Fate::Fenced, Time::ZERO));
         for _ in 0..=RIDS_PER_PEER {
             tombs.bury(RequestId::random(), Fate::Ended, None, Time::ZERO);
         }
+        for _ in 1..RIDS_PER_PEER {
+            assert!(tombs.bar(RequestId::random(), Fate::Cancelled, Time::ZERO));
+        }
         tombs.expire(STALE_AFTER + HELLO_TIMEOUT);
         assert_eq!(tombs.fate(&refused), Some(Fate::Fenced));
+        let one_more = RequestId::random();
+        assert!(!tombs.bar(one_more, Fate::Fenced, Time::ZERO), "no room");
+        assert_eq!(tombs.fate(&one_more), None);
         tombs.expire(UNRUN_MEMORY);
         assert_eq!(tombs.fate(&refused), None);
+        assert!(tombs.bar(one_more, Fate::Fenced, UNRUN_MEMORY));
     }
 
     #[test]

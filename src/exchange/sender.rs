@@ -12,6 +12,7 @@ use super::{
     congestion::{Flight, Flying},
 };
 use crate::{
+    ids::SessionId,
     mesh::session::Class,
     wire::limits::{NOOP_AFTER, RTO_MAX, RTO_MIN, STREAM_LOST_AFTER, UNACKED_ITEMS},
 };
@@ -79,6 +80,8 @@ pub(super) struct Sender {
     starved: Option<(Time, Duration)>,
     /// It waits for room on the way, in the queue of its node.
     pub(super) queued: bool,
+    /// The one session that item 0 may leave in, when protocol 7.1 binds it.
+    bound: Option<SessionId>,
     flying: Flying,
     held: Held,
 }
@@ -102,9 +105,21 @@ impl Sender {
             gap_answered: None,
             starved: None,
             queued: false,
+            bound: None,
             flying: Flying::new(flight),
             held,
         }
+    }
+
+    /// Nothing leaves in another session before item 0 is acked: its `at` was read from the clock
+    /// of this one (protocol 7.1).
+    pub(super) fn bind(&mut self, session: SessionId) {
+        self.bound = Some(session);
+    }
+
+    /// Whether what it holds must not leave in `session`.
+    pub(super) fn strands_without(&self, session: Option<SessionId>) -> bool {
+        self.bound.is_some() && self.bound != session && self.acked == 0
     }
 
     /// Number of the item that [`Sender::push`] takes next.
@@ -131,11 +146,6 @@ impl Sender {
     /// Whether an item was ever handed to the link.
     pub(super) fn left(&self) -> bool {
         self.fresh > 0
-    }
-
-    /// Whether item `seq` is acked.
-    pub(super) fn acked(&self, seq: u64) -> bool {
-        seq < self.acked
     }
 
     /// Bytes of data that the next item may carry; none when it must wait. Zero is a full window:

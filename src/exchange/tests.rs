@@ -1,6 +1,7 @@
 //! Two exchanges over an in-memory cable that delays, drops, doubles, fills up and breaks.
 
 mod cancel;
+mod carrier;
 mod credit;
 mod halves;
 mod life;
@@ -34,7 +35,7 @@ use crate::{
     ids::{Boot, NodeId, SessionId},
     mesh::session::{Peer, SendError, Session},
     trust::Level,
-    wire::code::Stage,
+    wire::{code::Stage, inner},
 };
 
 const SECOND: Duration = Duration::from_secs(1);

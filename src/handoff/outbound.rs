@@ -38,7 +38,7 @@ use crate::{
         limits::{
             HANDOFF_ACCEPT_TIMEOUT, HANDOFF_ATTEMPTS, HANDOFF_BODY_BYTES, HANDOFF_DEADLINE,
             HANDOFF_IDLE_MARGIN, HANDOFF_KEPT, HANDOFF_KEPT_BYTES, HANDOFF_MEMORY, HANDOFF_RUNS,
-            QUERY_TIMEOUT, REATTACH_FIRST, REATTACH_LONGEST,
+            NEVER_BEGAN_FOR, QUERY_TIMEOUT, REATTACH_FIRST, REATTACH_LONGEST,
         },
     },
 };
@@ -217,6 +217,21 @@ struct Attempts {
     deadline: Instant,
 }
 
+/// A handoff that was sent, and the session it was lost with.
+struct Lost {
+    session: SessionRef,
+    /// When it was sent, on the session's clock, which counts suspend.
+    sent: Duration,
+    rid: RequestId,
+}
+
+impl Lost {
+    /// Whether the other node may have forgotten that it ran (protocol 7.1).
+    fn outdated(&self) -> bool {
+        self.session.elapsed().saturating_sub(self.sent) > NEVER_BEGAN_FOR
+    }
+}
+
 /// Cancels the run of our own agent when the handoff that wanted it goes.
 struct CancelOnDrop(Record);
 
@@ -304,11 +319,12 @@ impl Attempts {
             "actor": if self.new.agent { "agent" } else { "user" },
         });
         let body = Bytes::from([self.new.task.as_bytes(), context.as_bytes()].concat());
+        let sent = session.elapsed();
         let call = self.open(&session, rid, &inside(&fields), body)?;
         match read(call, record).await {
             Err(failure) if failure.code == Code::OutcomeUnknown => {
-                self.attach_again(record, &candidate.node, &session, rid)
-                    .await
+                let lost = Lost { session, sent, rid };
+                self.attach_again(record, &candidate.node, &lost).await
             }
             result => result,
         }
@@ -384,8 +400,7 @@ impl Attempts {
         &self,
         record: &Record,
         node: &NodeId,
-        lost: &SessionRef,
-        rid: RequestId,
+        lost: &Lost,
     ) -> Result<Arc<Ended>, Failure> {
         let parts = &self.inner.parts;
         let unknown = |why: &str| {
@@ -406,13 +421,23 @@ impl Attempts {
             let Ok(session) = parts.sessions.session(node).await else {
                 continue;
             };
-            if session.peer().key != lost.peer().key || session.peer().boot != lost.peer().boot {
+            let (then, now) = (lost.session.peer(), session.peer());
+            if now.key != then.key || now.boot != then.boot {
                 return Err(unknown(&format!(
                     "node `{node}` was restarted during the handoff"
                 )));
             }
-            match parts.exchange.query(&session, rid, QUERY_TIMEOUT).await {
+            match parts
+                .exchange
+                .query(&session, lost.rid, QUERY_TIMEOUT)
+                .await
+            {
                 Err(_) => continue,
+                Ok(Phase::Unknown) if record.place().is_some() || lost.outdated() => {
+                    return Err(unknown(&format!(
+                        "node `{node}` knows no more of the handoff"
+                    )));
+                }
                 Ok(Phase::Unknown) => {
                     return Err(Failure::not_started(
                         Code::PeerUnreachable,
@@ -423,7 +448,7 @@ impl Attempts {
             }
             let cursor = record.cursor();
             let fields = json!({
-                "attach": {"rid": rid, "text": cursor.text, "tools": cursor.tools},
+                "attach": {"rid": lost.rid, "text": cursor.text, "tools": cursor.tools},
             });
             let attached = match self.open(
                 &session,

@@ -187,6 +187,9 @@ pub const TOMBSTONE: Duration = Duration::from_secs(60);
 pub const UNRUN_MEMORY: Duration = Duration::from_secs(120);
 /// An ended non-idempotent rid and its result are remembered this long (7.1).
 pub const RID_MEMORY: Duration = Duration::from_secs(600);
+/// Word that a request never began is believed until this long after it was sent: one that ran at
+/// once may be forgotten after [`RID_MEMORY`] (7.1).
+pub const NEVER_BEGAN_FOR: Duration = Duration::from_secs(540);
 /// Rids remembered in all (7.1).
 pub const RIDS: usize = 65_536;
 /// Rids remembered for one peer (7.1).

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -451,9 +451,29 @@ impl Node {
 pub struct Cable {
     ends: [(Exchange, SessionRef, Arc<Table>, NodeId); 2],
     cut: Arc<AtomicBool>,
+    way: Arc<Way>,
+}
+
+/// What a test does to a cable.
+#[derive(Debug, Default)]
+struct Way {
+    /// Takes frames and loses them.
+    loses: AtomicBool,
+    /// Seconds that its sessions say they are older than they are.
+    older: AtomicU64,
 }
 
 impl Cable {
+    /// From now on every frame is lost, and nobody is told.
+    pub fn lose(&self) {
+        self.way.loses.store(true, Ordering::Relaxed);
+    }
+
+    /// As if both machines had been suspended for so many seconds.
+    pub fn suspend(&self, seconds: u64) {
+        self.way.older.fetch_add(seconds, Ordering::Relaxed);
+    }
+
     pub fn pull(&self) {
         if !self.cut.swap(true, Ordering::Relaxed) {
             for (exchange, session, table, other) in &self.ends {
@@ -473,6 +493,7 @@ impl Drop for Cable {
 /// Joins two nodes over memory; both see each other as direct neighbours.
 pub fn join(a: &Node, b: &Node, latency_ms: f64) -> Cable {
     let cut = Arc::new(AtomicBool::new(false));
+    let way = Arc::<Way>::default();
     let (to_b, from_a) = mpsc::channel(1024);
     let (to_a, from_b) = mpsc::channel(1024);
     let id = SessionId::random();
@@ -483,6 +504,7 @@ pub fn join(a: &Node, b: &Node, latency_ms: f64) -> Cable {
             began: Instant::now(),
             to,
             cut: cut.clone(),
+            way: way.clone(),
         })
     };
     let at_a = end(b.peer(Level::Pinned), to_b);
@@ -514,6 +536,7 @@ pub fn join(a: &Node, b: &Node, latency_ms: f64) -> Cable {
             (b.exchange.clone(), at_b, b.sessions.clone(), a.name.clone()),
         ],
         cut,
+        way,
     }
 }
 
@@ -538,6 +561,7 @@ struct Memory {
     began: Instant,
     to: mpsc::Sender<(Class, Bytes)>,
     cut: Arc<AtomicBool>,
+    way: Arc<Way>,
 }
 
 impl Session for Memory {
@@ -548,7 +572,7 @@ impl Session for Memory {
         &self.peer
     }
     fn elapsed(&self) -> Duration {
-        self.began.elapsed()
+        self.began.elapsed() + Duration::from_secs(self.way.older.load(Ordering::Relaxed))
     }
     fn rtt(&self) -> Option<Duration> {
         Some(Duration::from_millis(1))
@@ -556,6 +580,9 @@ impl Session for Memory {
     fn send(&self, class: Class, json: &[u8], data: &[u8]) -> Result<(), SendError> {
         if self.cut.load(Ordering::Relaxed) {
             return Err(SendError::Gone);
+        }
+        if self.way.loses.load(Ordering::Relaxed) {
+            return Ok(());
         }
         let mut buffer = BytesMut::new();
         inner::put(&mut buffer, json, data).map_err(|_| SendError::TooLarge)?;

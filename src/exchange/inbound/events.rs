@@ -65,7 +65,7 @@ impl State {
         let (slot, deadline) = match self.admit(request, &data, elapsed, late, budget, at) {
             Ok(admitted) => admitted,
             Err(failure) => {
-                self.refuse(rid, &failure, out, at);
+                self.refuse(request, &failure, out, at);
                 return None;
             }
         };
@@ -80,12 +80,12 @@ impl State {
             Ok(Arrival::Ready) => {}
             Ok(Arrival::NoRoom) => {
                 at.shared.counters.dropped(Dropped::NoRoom);
-                self.refuse(rid, &overloaded(), out, at);
+                self.refuse(request, &overloaded(), out, at);
                 return None;
             }
             Ok(Arrival::Early | Arrival::Duplicate) | Err(_) => {
                 let failure = Failure::not_started(Code::ProtocolError, "more data than credit");
-                self.refuse(rid, &failure, out, at);
+                self.refuse(request, &failure, out, at);
                 return None;
             }
         }
@@ -174,11 +174,17 @@ impl State {
         Ok((slot, deadline))
     }
 
-    /// Refuses a request before it began, and keeps refusing its copies.
-    fn refuse(&mut self, rid: RequestId, failure: &Failure, out: &mut Outbox, at: &Moment<'_>) {
+    /// Refuses a request before it began, and keeps refusing its copies. Nothing is said about one
+    /// that must not run twice when that cannot be remembered: a copy of it might still run.
+    fn refuse(&mut self, request: &Request, failure: &Failure, out: &mut Outbox, at: &Moment<'_>) {
+        let (rid, fate) = (request.rid, Fate::Refused(failure.code));
+        if !request.kind.once() {
+            self.served.bury(rid, fate, None, at.now);
+        } else if !self.served.bar(rid, fate, at.now) {
+            at.shared.counters.dropped(Dropped::Overloaded);
+            return;
+        }
         out.soft(message::error(rid, None, failure));
-        self.served
-            .bury(rid, Fate::Refused(failure.code), None, at.now);
     }
 
     /// A further piece of a request's body. Returns whether the other side ignored its credit.
@@ -268,8 +274,9 @@ impl State {
         let Some(entry) = self.inbound.get_mut(&rid) else {
             // Overtook its request, or came late: in either case the request never runs from now
             // on, and the answer stops the repetition.
-            if self.served.fate(&rid).is_none() {
-                self.served.bury(rid, Fate::Cancelled, None, at.now);
+            if self.served.fate(&rid).is_none() && !self.served.bar(rid, Fate::Cancelled, at.now) {
+                at.shared.counters.dropped(Dropped::Overloaded);
+                return;
             }
             out.soft(message::error(rid, None, &failure));
             return;
@@ -295,10 +302,12 @@ impl State {
             (Some(entry), _) => (entry.phase(), entry.down.next_seq()),
             (None, Some(Fate::Ended)) => (Phase::Done, 0),
             (None, Some(Fate::Refused(_) | Fate::Cancelled | Fate::Fenced)) => (Phase::Unknown, 0),
+            // Later copies are stale by their `at`.
+            (None, None) if self.served.bar(rid, Fate::Fenced, at.now) => (Phase::Unknown, 0),
             (None, None) => {
-                // A minute is enough: later copies are stale by their `at`.
-                self.served.bury(rid, Fate::Fenced, None, at.now);
-                (Phase::Unknown, 0)
+                // What cannot be remembered must not be promised: the asker asks again.
+                at.shared.counters.dropped(Dropped::Overloaded);
+                return;
             }
         };
         out.control(message::state(rid, phase, next));

@@ -1,28 +1,124 @@
 //! What changes a request of ours: answers, acks, its caller, the clock, the loss of its way.
 
-use std::task::Waker;
+use std::{sync::Arc, task::Waker, time::Duration};
 
 use bytes::Bytes;
 
-use super::{item, violation_failure, wake};
+use super::{Carrier, Outbound, item, violation_failure, wake};
 use crate::{
     exchange::{
-        Item,
+        Item, NewRequest,
+        budget::PeerBudget,
+        inbound::overloaded,
         message::{self, Ack, Dir, DownItem, Last},
-        receiver::{Arrival, Due, Part, Violation},
+        receiver::{Arrival, Due, Part, Receiver, Violation},
         remote::{Moment, Outbox, State},
         rids::Fate,
-        sender::Tick,
+        sender::{Outgoing, Sender, Tick},
         stats::Drop as Dropped,
     },
     ids::RequestId,
+    mesh::session::Class,
     wire::{
         code::{Code, Failure, Stage},
-        limits::{RTO_MAX, STREAM_LOST_AFTER},
+        inner,
+        limits::{INITIAL_WINDOW, INLINE_BODY_BYTES, RIDS_PER_PEER, RTO_MAX, STREAM_LOST_AFTER},
     },
 };
 
+/// Milliseconds as they travel.
+fn millis(time: Duration) -> u64 {
+    const LONGEST: u64 = u64::MAX >> 11;
+    u64::try_from(time.as_millis()).map_or(LONGEST, |ms| ms.min(LONGEST))
+}
+
 impl State {
+    /// Takes a request of ours and sends what may leave of it. Returns whether some of its body is
+    /// left.
+    ///
+    /// # Errors
+    /// [`Failure`] with stage `not_started`: `overloaded`, `peer_unreachable`, `payload_too_large`.
+    pub(in crate::exchange) fn open(
+        &mut self,
+        request: NewRequest,
+        budget: &PeerBudget,
+        out: &mut Outbox,
+        at: &Moment<'_>,
+    ) -> Result<bool, Failure> {
+        let too_large = |text| Failure::not_started(Code::PayloadTooLarge, text);
+        let limits = &at.shared.limits;
+        let body_bytes = request.body.len() as u64;
+        if body_bytes > limits.request_body_bytes {
+            return Err(too_large(
+                "the request body is larger than a request may be",
+            ));
+        }
+        let rid = request.rid;
+        let full = self.outbound.len() >= RIDS_PER_PEER || self.outbound.contains_key(&rid);
+        if full || budget.tight() {
+            return Err(overloaded());
+        }
+        // The session that this very change sends in, not the one the caller found.
+        let session = self
+            .session()
+            .ok_or_else(|| Failure::not_started(Code::PeerUnreachable, "the node went away"))?;
+        let carrier = request.kind.once().then(|| Carrier::new(session));
+        let bound = carrier.is_some().then(|| session.id());
+        let json = message::request(
+            request.kind,
+            rid,
+            carrier.as_ref().map(|carrier| millis(carrier.at)),
+            millis(request.timeouts.deadline),
+            body_bytes,
+            &request.fields,
+        );
+        if !inner::fits(json.len(), 0) {
+            return Err(too_large("the request's fields are larger than a frame"));
+        }
+        let rides =
+            request.body.len() <= INLINE_BODY_BYTES && inner::fits(json.len(), request.body.len());
+        let (data, body) = if rides {
+            (request.body, Bytes::new())
+        } else {
+            (Bytes::new(), request.body)
+        };
+        self.wake_clocks(at.now);
+        let mut up = Sender::new(INITIAL_WINDOW, budget.account(), Arc::clone(at.flight));
+        if let Some(session) = bound {
+            up.bind(session);
+        }
+        // A request whose body follows is small: it does not wait behind other bodies.
+        let class = if body.is_empty() {
+            request.class
+        } else {
+            Class::Interactive
+        };
+        if !up.push(Outgoing { json, data, class }, false) {
+            return Err(overloaded());
+        }
+        let down = Receiver::new(
+            INITIAL_WINDOW,
+            limits.response_body_bytes,
+            at.now,
+            budget.account(),
+        );
+        let mut entry = Outbound::new(
+            up,
+            down,
+            request.class,
+            request.idempotent,
+            carrier,
+            request.timeouts,
+            body,
+            at.now,
+        );
+        let more = entry.fill(rid, at.now);
+        out.pump(rid, Dir::Up, &mut entry.up, at);
+        self.outbound.insert(rid, entry);
+        at.shared.counters.opened_outbound();
+        Ok(more)
+    }
+
     /// One item of an answer. Returns whether the other side ignored its credit.
     pub(in crate::exchange) fn on_down(
         &mut self,
@@ -70,10 +166,10 @@ impl State {
         }
         let Some(seq) = seq else {
             if let Some(Last::Failed(failure)) = last {
-                // A refusal that comes after the request was taken is one of another copy: what
-                // became of the first it does not know.
-                let outdated = entry.answered && failure.stage == Stage::NotStarted;
-                let failure = if outdated { entry.lost() } else { failure };
+                // A refusal that comes late, or after the request was taken, is one of another
+                // copy: what became of the first it does not know.
+                let doubtful = failure.stage == Stage::NotStarted && entry.may_have_begun();
+                let failure = if doubtful { entry.lost() } else { failure };
                 entry.fail(failure);
             }
             return false;
@@ -235,7 +331,13 @@ impl State {
                 } else if entry.down.tick(at.now) {
                     let failure = entry.lost();
                     entry.give_up(*rid, failure, out, at.now);
-                } else if !entry.strands_without(session) {
+                } else if entry.up.strands_without(session) {
+                    if !entry.up.left() {
+                        // The link was full until its session was replaced: it never leaves.
+                        let failure = entry.lost();
+                        entry.fail(failure);
+                    }
+                } else {
                     match entry.up.tick(at.now, at.rtt) {
                         Tick::Quiet | Tick::Resend => {}
                         Tick::Probe => entry.probe(*rid),
@@ -299,7 +401,7 @@ impl State {
     pub(in crate::exchange) fn rewind_all(&mut self, out: &mut Outbox, at: &Moment<'_>) {
         let session = self.session().map(|session| session.id());
         for (rid, entry) in &mut self.outbound {
-            if entry.strands_without(session) {
+            if entry.up.strands_without(session) {
                 let failure = entry.lost();
                 entry.give_up(*rid, failure, out, at.now);
                 continue;
