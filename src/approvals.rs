@@ -16,7 +16,7 @@ mod request;
 pub use self::{
     book::{Decision, Refused},
     desk::{Desk, Operator, Waiting},
-    request::{ApprovalId, Request},
+    request::{ApprovalId, Request, Signed},
 };
 
 #[cfg(test)]

@@ -333,6 +333,48 @@ async fn what_was_agreed_to_is_judged_again() {
     assert!(!world.path("g").exists());
 }
 
+/// A node's own agent gets no right here that others have not.
+#[tokio::test]
+async fn a_node_waits_for_its_own_person_too() {
+    let world = World::asking(&["exec"]).await;
+    let body = json!({"node": "office", "command": "echo out"});
+    let asked = tokio::spawn(answer(request(&world.office, "exec", &body)));
+    let (id, parked) = world.waiting().await;
+    assert_eq!(parked.from.as_str(), "office");
+    let url = world.office.url("/api/v1/status");
+    let (_, status) = answer(client().get(url).bearer_auth(&world.office.launch)).await;
+    let warnings = status["warnings"].to_string();
+    assert!(
+        warnings.contains("a request waits for a person"),
+        "{warnings}"
+    );
+    world.approve(&id, &parked).await;
+    let (status, body) = ended(asked).await;
+    assert_eq!((status, &body["stdout"]), (200, &json!("out\n")), "{body}");
+}
+
+/// A file that waits and is read comes as it would without a wait, to clients that hear of it and to those
+/// that do not.
+#[tokio::test]
+async fn a_read_that_waited_has_its_usual_answer() {
+    let world = World::asking(&["read"]).await;
+    std::fs::write(world.path("f"), "text").unwrap();
+    let body = json!({"node": "office", "path": "f"});
+    for events in [false, true] {
+        let mut asking = request(&world.home, "read", &body);
+        if events {
+            asking = asking.header("accept", "text/event-stream");
+        }
+        let asked = tokio::spawn(async move { asking.send().await.unwrap().text().await.unwrap() });
+        let (id, parked) = world.waiting().await;
+        world.approve(&id, &parked).await;
+        let text = timeout(PATIENCE, asked).await.unwrap().unwrap();
+        assert_eq!(text.contains("event: end"), events, "{text}");
+        assert!(text.contains("\"content\":\"text\""), "{text}");
+        world.none_waits().await;
+    }
+}
+
 /// `llmGuard`: what a model asks for on its own waits when it changes something, a person's does not.
 #[tokio::test]
 async fn a_model_alone_waits_for_a_person() {

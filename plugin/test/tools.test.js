@@ -150,6 +150,25 @@ test('a command that was refused, timed out or lost is an error to act on', asyn
   await assert.rejects(run('cluster_exec', { node: 'office', command: 'ls' }), /check before you do it again/);
 });
 
+test('a wait for a person is shown, and what the person said', async () => {
+  const waits = (/** @type {any} */ end) => (/** @type {import('node:http').ServerResponse} */ answer) => {
+    events(answer, [['approval', { nodeId: 'office', approval: 'pending', message: 'waiting for approval on office' }], ['end', { nodeId: 'office', ...end }]]);
+    answer.end();
+  };
+  const well = { outcome: 'completed', path: 'a', bytes: 2, created: true, exitCode: 0 };
+  for (const [name, params] of /** @type {[string, any][]} */ ([['cluster_exec', { command: 'ls' }], ['cluster_write', { path: 'a', content: 'hi' }]])) {
+    /** @type {any[]} */
+    const updates = [];
+    script = waits(well);
+    await run(name, { node: 'office', ...params }, undefined, (/** @type {any} */ update) => updates.push(update));
+    assert.equal(updates[0].content[0].text, 'waiting for approval on office', name);
+    script = waits({ outcome: 'not_dispatched', error: { code: 'approval_denied', message: 'the person asked on node `office` said no' } });
+    await assert.rejects(run(name, { node: 'office', ...params }), /said no\. Do not try again/, name);
+    script = waits({ outcome: 'not_dispatched', error: { code: 'approval_expired', message: 'the person asked on node `office` did not answer in time' } });
+    await assert.rejects(run(name, { node: 'office', ...params }), /ask a person before you try again/, name);
+  }
+});
+
 test('files and other tools answer in text', async () => {
   const answers = (/** @type {any} */ body) => (/** @type {import('node:http').ServerResponse} */ answer) => answer.writeHead(200).end(JSON.stringify(body));
   const said = async (/** @type {string} */ name, /** @type {any} */ params) => (await run(name, params)).content[0].text;

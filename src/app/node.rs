@@ -344,6 +344,7 @@ impl Node {
                     agents: agent_offers(&config.agents),
                     tags: config.tags.clone(),
                     lent: lent.clone(),
+                    waiting: desk.count(),
                     warnings: warnings.subscribe(),
                     view: mesh.view(),
                     trust,

@@ -155,9 +155,10 @@ impl Book {
         now: u64,
     ) -> Result<KeyId, Refused> {
         let (request, challenge) = self.find(id, now)?;
+        let signed = request.signed();
         let by = operators
             .iter()
-            .find(|key| request.agrees(key, signature))
+            .find(|key| signed.is_by(key, signature))
             .ok_or(Refused::Signature)?
             .id();
         if request.level >= CONSOLE_LEVEL && typed != challenge {

@@ -87,7 +87,8 @@ impl fmt::Debug for Request {
 
 impl Request {
     /// What an approval signs, behind `P||"approval\0"` (protocol 8.4).
-    fn signed(&self) -> Vec<u8> {
+    #[must_use]
+    pub fn signed(&self) -> Signed {
         let mut out = Vec::with_capacity(256);
         lp(&mut out, self.rid.to_string().as_bytes());
         lp(&mut out, self.from.as_str().as_bytes());
@@ -98,19 +99,25 @@ impl Request {
         out.extend_from_slice(&Sha256::digest(&self.data));
         out.push(self.level);
         out.extend_from_slice(&self.exp.to_be_bytes());
-        out
+        Signed(out)
     }
 
     /// The operator agrees.
     #[must_use]
     pub fn sign(&self, operator: &Identity) -> [u8; 64] {
-        operator.sign(Label::Approval, &[&self.signed()])
+        operator.sign(Label::Approval, &[&self.signed().0])
     }
+}
 
-    /// Whether `signature` is this operator's agreement to exactly this request.
+/// What an approval signs, hashed once for all who may have signed it.
+#[derive(Debug)]
+pub struct Signed(Vec<u8>);
+
+impl Signed {
+    /// Whether `signature` is this operator's.
     #[must_use]
-    pub fn agrees(&self, operator: &PublicKey, signature: &[u8; 64]) -> bool {
-        operator.verify_strict(Label::Approval, &[&self.signed()], signature)
+    pub fn is_by(&self, operator: &PublicKey, signature: &[u8; 64]) -> bool {
+        operator.verify_strict(Label::Approval, &[&self.0], signature)
     }
 }
 

@@ -195,10 +195,15 @@ fn enroll(
     if file.exists() {
         return Err(failed(&KeyError::Exists(file.to_owned())));
     }
+    // Under OpenClaw, or with a state folder of one's own choice, that file is another node's.
+    let alone = match &context.common.state_dir {
+        None => true,
+        Some(dir) => locate::own_state_dir().as_ref() == Some(dir),
+    };
     let target = match config {
         Some(path) => Some(path.to_owned()),
         None if print => None,
-        None => locate::own_config_file().filter(|path| path.exists()),
+        None => locate::own_config_file().filter(|path| alone && path.exists()),
     };
     // Read before anything is made: what cannot be written then is known now.
     let mut settings = target.as_deref().map(read_settings).transpose()?;
@@ -249,10 +254,10 @@ fn read_settings(path: &Path) -> Result<Value, CliError> {
     };
     let bytes = std::fs::read(path).map_err(|error| unreadable(&error))?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| unreadable(&error))?;
-    if value.is_object() {
+    if value.get("nodeId").is_some() {
         Ok(value)
     } else {
-        Err(unreadable(&"it holds no object"))
+        Err(unreadable(&"it is no configuration of a node alone"))
     }
 }
 

@@ -48,6 +48,7 @@ pub fn show(desk: &Desk, id: &str) -> Result<String, Failure> {
     let id = read(id)?;
     let (request, challenge) = desk.find(id).map_err(refused)?;
     let mut out = about(id, &request);
+    out["dataSha256"] = json!(hex(&Sha256::digest(&request.data)));
     out["data"] = json!(BASE64_STANDARD.encode(&request.data));
     if request.level >= CONSOLE_LEVEL {
         out["challenge"] = json!(challenge);
@@ -108,7 +109,6 @@ fn about(id: ApprovalId, request: &Request) -> Value {
         "action": request.action,
         "args": request.args,
         "argsSha256": hex(&Sha256::digest(request.args.as_bytes())),
-        "dataSha256": hex(&Sha256::digest(&request.data)),
         "dataBytes": request.data.len(),
         "level": request.level,
         "rule": request.rule,

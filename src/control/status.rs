@@ -43,6 +43,8 @@ pub struct Facts {
     pub warnings: watch::Receiver<Vec<String>>,
     /// Whose keys are believed; its conflicts are shown too.
     pub trust: TrustStore,
+    /// How many requests wait here for a person.
+    pub waiting: watch::Receiver<usize>,
     /// The other nodes.
     pub view: watch::Receiver<Arc<View>>,
 }
@@ -123,6 +125,16 @@ fn peer<'a>(node: &'a NodeView, link: Option<&'a Carriage>) -> Peer<'a> {
     }
 }
 
+/// What the operator should know of requests that wait for a person.
+fn waiting(count: usize) -> Option<String> {
+    let text = match count {
+        0 => return None,
+        1 => "a request waits for a person".to_owned(),
+        _ => format!("{count} requests wait for a person"),
+    };
+    Some(format!("{text}: `clawmatrix approvals list`"))
+}
+
 impl Facts {
     /// The body of `status`.
     #[must_use]
@@ -132,6 +144,7 @@ impl Facts {
         warnings.extend(self.lent.table().warnings.iter().cloned());
         warnings.extend(self.trust.warnings());
         warnings.extend(self.tls.iter().flat_map(ListenerTls::warnings));
+        warnings.extend(waiting(*self.waiting.borrow()));
         let status = Status {
             node_id: &self.node,
             version: env!("CARGO_PKG_VERSION"),

@@ -322,7 +322,7 @@ impl Node {
             handoffs,
             messages,
             tools,
-            desk: setup.desk,
+            desk: setup.desk.clone(),
             lineage: lineage.clone(),
             facts: Facts {
                 node: name.clone(),
@@ -335,6 +335,7 @@ impl Node {
                 tags: vec!["test".into()],
                 lent: lent.clone(),
                 trust: TrustStore::in_memory(&TrustConfig::default(), &[]).unwrap(),
+                waiting: setup.desk.count(),
                 warnings: watch::Sender::new(vec!["be careful".to_owned()]).subscribe(),
                 view: view.subscribe(),
             },

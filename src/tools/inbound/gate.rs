@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
@@ -123,8 +122,7 @@ impl ToolService {
             to: parts.node.clone(),
             action: action(name),
             args: args_of(&ask.json),
-            // A copy of its own: the body may be a piece of something larger.
-            data: Bytes::copy_from_slice(&ask.body),
+            data: ask.body.clone(),
             level: verdict.level,
             rule: verdict.rule.to_string(),
             touches: touches.words.clone(),
