@@ -184,8 +184,9 @@ impl Mesh {
         self.hub.set_offer(descriptor);
     }
 
-    /// Says how busy this node is, to nodes that choose among several.
-    pub fn set_load(&self, load: Load) {
+    /// Says how busy this node is, to nodes that choose among several; none when it lends nothing. They
+    /// hear of it once it has moved far enough (protocol 6.4).
+    pub fn set_load(&self, load: Option<Load>) {
         self.hub.set_load(load);
     }
 

@@ -14,7 +14,7 @@ use std::{
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 
 use self::{
-    offers::{agent_offers, offer_models, offered_agents, tell_catalog},
+    offers::{agent_offers, offer_models, offered_agents, tell_catalog, tell_load},
     secrets::{learn_keys, learn_secrets},
 };
 use super::{
@@ -372,6 +372,7 @@ impl Node {
 
         // Everything is made; from here on it works.
         tasks.spawn(offer_models(mesh.clone(), lent.clone(), &config));
+        tasks.spawn(tell_load(mesh.clone(), lent.clone()));
         tasks.spawn(catalog.clone().run());
         tasks.spawn(message_service.run());
         tasks.spawn(messages.run());

@@ -115,7 +115,11 @@ fn peer<'a>(node: &'a NodeView, link: Option<&'a Carriage>) -> Peer<'a> {
         link,
         // A tenth of a millisecond is all that means anything.
         latency_ms: node.latency_ms.map(|ms| (ms * 10.0).round() / 10.0),
-        load: node.load.and_then(|load| load.share()),
+        // A thousandth is one place of a model without a bound.
+        load: node
+            .load
+            .and_then(|load| load.share())
+            .map(|share| (share * 1000.0).round() / 1000.0),
         version: (!about.software.is_empty()).then_some(&about.software),
         last_seen: node
             .last_seen

@@ -221,8 +221,8 @@ impl Hub {
     }
 
     /// Says how busy we are.
-    pub(super) fn set_load(&self, load: Load) {
-        self.state().gossip.set_load(Some(load), Instant::now());
+    pub(super) fn set_load(&self, load: Option<Load>) {
+        self.state().gossip.set_load(load, Instant::now());
         self.wake.notify_one();
     }
 

@@ -52,11 +52,16 @@ impl Load {
         (self.cap > 0).then(|| busy / f64::from(self.cap))
     }
 
-    /// Whether the others should hear of the difference.
+    /// Whether the others should hear of the difference: by more than a fifth of what there was, or of
+    /// what the node takes at once.
     #[must_use]
     pub fn moved(&self, new: &Self) -> bool {
         let far = |a: u32, b: u32| u64::from(a.abs_diff(b)) * 5 > u64::from(a.max(b)).max(5);
-        self.cap != new.cap || far(self.active, new.active) || far(self.queued, new.queued)
+        let share = self.share().unwrap_or(0.0) - new.share().unwrap_or(0.0);
+        self.cap != new.cap
+            || share.abs() > 0.2
+            || far(self.active, new.active)
+            || far(self.queued, new.queued)
     }
 }
 
@@ -300,6 +305,12 @@ mod tests {
             ..new.load.unwrap()
         });
         assert!(old.moved(&new));
+        let one_place = |active| Load {
+            active,
+            cap: 1,
+            ..Load::default()
+        };
+        assert!(one_place(0).moved(&one_place(1)), "full now");
         new = sample();
         new.leaves.pop();
         assert!(old.reshaped(&new) && old.lost_some(&new));

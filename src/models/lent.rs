@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout},
 };
 use url::Url;
@@ -22,7 +22,7 @@ use super::endpoint::Endpoint;
 use crate::{
     config::{Allow, ModelConfig},
     crypto::secret::Secret,
-    mesh::{session::Peer, view::ModelOffer},
+    mesh::{linkstate::Load, session::Peer, view::ModelOffer},
     shim::ProviderEntry,
     wire::limits::{REFRESH_KEY_EVERY, REFRESH_KEY_TIMEOUT},
 };
@@ -31,6 +31,9 @@ use crate::{
 const CONTEXT_WINDOW: u64 = 128_000;
 /// See [`CONTEXT_WINDOW`].
 const MAX_TOKENS: u64 = 4096;
+/// Places a model without `maxConcurrent` counts for in the load that others are told: more than a
+/// node serves at once, so that such a model never looks full.
+const PLACES_OF_AN_UNBOUNDED_MODEL: u32 = 1024;
 
 /// One model we lend.
 #[derive(Debug)]
@@ -46,11 +49,13 @@ pub struct LentModel {
 }
 
 /// What goes on at one model now. Outlives a rebuild of the table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Gate {
     active: AtomicU32,
     /// Whether its provider gave no answer the last time.
     failing: AtomicBool,
+    /// Told whenever a place is taken or given back.
+    load_changed: Arc<Notify>,
 }
 
 /// One request's place at its model; given back on drop.
@@ -60,6 +65,7 @@ pub struct Place(Arc<Gate>);
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.0.load_changed.notify_one();
     }
 }
 
@@ -111,7 +117,10 @@ impl Lent {
                 (n < max).then_some(n + 1)
             })
             .ok()
-            .map(|_| Place(gate.clone()))
+            .map(|_| {
+                gate.load_changed.notify_one();
+                Place(gate.clone())
+            })
     }
 }
 
@@ -132,6 +141,7 @@ struct Inner {
     auto: bool,
     proxy_port: u16,
     gates: Mutex<HashMap<String, Arc<Gate>>>,
+    load_changed: Arc<Notify>,
     table: watch::Sender<Arc<Table>>,
     refresher: Option<Arc<dyn KeyRefresher>>,
     /// When each provider's key was last asked for; held while asking, so that many refused requests
@@ -155,6 +165,7 @@ impl LentModels {
             auto,
             proxy_port,
             gates: Mutex::default(),
+            load_changed: Arc::default(),
             table: watch::Sender::new(Arc::default()),
             refresher,
             refreshed: tokio::sync::Mutex::default(),
@@ -172,6 +183,7 @@ impl LentModels {
             }
         }
         self.0.table.send_replace(Arc::new(table));
+        self.0.load_changed.notify_one();
     }
 
     /// The present table.
@@ -195,6 +207,27 @@ impl LentModels {
             .values()
             .map(|l| l.model.offer.clone())
             .collect()
+    }
+
+    /// How busy all lent models are together (protocol 6.1); none when nothing is lent.
+    #[must_use]
+    pub fn load(&self) -> Option<Load> {
+        let table = self.table();
+        let models = table.models.values();
+        let load = models.fold(Load::default(), |sum, lent| {
+            let places = lent.max_concurrent.unwrap_or(PLACES_OF_AN_UNBOUNDED_MODEL);
+            Load {
+                active: sum.active.saturating_add(lent.model.active()),
+                cap: sum.cap.saturating_add(places),
+                ..sum
+            }
+        });
+        (!table.models.is_empty()).then_some(load)
+    }
+
+    /// Resolves when [`LentModels::load`] may have changed since the last time; for one waiter.
+    pub async fn load_changed(&self) {
+        self.0.load_changed.notified().await;
     }
 
     /// The model called `id`, if `caller` may use it; without a caller it is our own request. Absent
@@ -259,7 +292,14 @@ impl Inner {
 
     fn gate(&self, id: &str) -> Arc<Gate> {
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.entry(id.to_owned()).or_default().clone()
+        let new = || {
+            Arc::new(Gate {
+                active: AtomicU32::new(0),
+                failing: AtomicBool::new(false),
+                load_changed: self.load_changed.clone(),
+            })
+        };
+        gates.entry(id.to_owned()).or_insert_with(new).clone()
     }
 
     /// Every model of one provider, as `"auto"` wants it. What was named already, or belongs to another

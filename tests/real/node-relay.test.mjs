@@ -31,6 +31,11 @@ describe('two relays in a row', { skip, timeout: 180_000 }, () => {
     const office = await mesh.seen();
     assert.deepEqual([office.connected, office.state, office.reachableVia, office.link], [true, 'relay', 'cloud-01', null]);
     assert.ok(office.latencyMs > 0);
+    const lender = await until('the load of office', 30_000, async () => {
+      const seen = await mesh.seen();
+      return typeof seen.load === 'number' && seen;
+    });
+    assert.equal(lender.load, 0);
     const entry = (await mesh.home.json('/v1/models')).data.find((m) => m.id === 'office-01/mock-1');
     assert.equal(entry.path, 'relay', JSON.stringify(entry));
     const shown = await mesh.home.cli('status');

@@ -1,8 +1,8 @@
 //! What a node offers the others and its gateway: agents and models.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use super::SOFTWARE;
 use crate::{
@@ -17,6 +17,9 @@ use crate::{
     models::{lent::LentModels, provider::Client},
     shim::{CatalogEntry, FromSidecar, bridge::Bridge, stdio::Voice},
 };
+
+/// Shortest time between two looks at how busy the lent models are.
+const LOAD_EVERY: Duration = Duration::from_secs(1);
 
 /// The agents with who runs each: its server if it has one, else the gateway, else nobody.
 pub(super) fn offered_agents(
@@ -76,6 +79,21 @@ pub(super) fn offer_models(
                 return;
             }
         }
+    }
+}
+
+/// Tells the mesh how busy the lent models are, whenever that changes.
+pub(super) async fn tell_load(mesh: Mesh, lent: LentModels) {
+    let mut told = None;
+    loop {
+        let load = lent.load();
+        if load != told {
+            mesh.set_load(load);
+            told = load;
+        }
+        lent.load_changed().await;
+        // What changes meanwhile is seen at the next look.
+        sleep(LOAD_EVERY).await;
     }
 }
 

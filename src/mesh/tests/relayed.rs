@@ -1,7 +1,7 @@
 //! Nodes that never see each other, joined by relays. Numbers T.. are those of protocol 10.
 
 use super::*;
-use crate::wire::limits::RTO_MIN;
+use crate::{mesh::linkstate::Load, wire::limits::RTO_MIN};
 
 impl Node {
     async fn relay(name: &str) -> Self {
@@ -227,6 +227,23 @@ async fn offers_cross_the_relay() {
     });
     home.sees("office", |view| view.descriptor.models.len() == 1)
         .await;
+}
+
+#[tokio::test]
+async fn load_crosses_the_relay() {
+    let (home, _cloud, office) = three().await;
+    let load = |active| Load {
+        active,
+        cap: 2,
+        ..Load::default()
+    };
+    for (active, share) in [(0, 0.0), (2, 1.0)] {
+        office.mesh.set_load(Some(load(active)));
+        home.sees("office", |view| {
+            view.load.and_then(|load| load.share()) == Some(share)
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

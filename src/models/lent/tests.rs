@@ -185,6 +185,38 @@ async fn places_are_limited_across_a_rebuild() {
     assert!(again.enter().is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn load_counts_places_of_all_models_and_tells_of_changes() {
+    let url = || Some(Url::parse("http://h/v1").unwrap());
+    let (mut one, mut two) = (config("one"), config("two"));
+    (one.base_url, two.base_url) = (url(), url());
+    one.max_concurrent = Some(3);
+    two.max_concurrent = Some(1);
+    let lent = lend(vec![one.clone(), two], false, &[]);
+    let now = |lent: &LentModels| {
+        let load = lent.load().unwrap();
+        (load.active, load.cap)
+    };
+    lent.load_changed().await;
+    assert_eq!(now(&lent), (0, 4));
+    let place = lent.find("two", None).unwrap().enter().unwrap();
+    lent.load_changed().await;
+    assert_eq!(now(&lent), (1, 4));
+    assert!(lent.find("two", None).unwrap().enter().is_none());
+    drop(place);
+    lent.load_changed().await;
+    assert_eq!(now(&lent), (0, 4));
+    let unchanged = timeout(std::time::Duration::from_secs(60), lent.load_changed()).await;
+    assert!(unchanged.is_err());
+
+    assert_eq!(lend(Vec::new(), false, &[]).load(), None);
+    one.max_concurrent = None;
+    let unbounded = lend(vec![one], false, &[]);
+    let _place = unbounded.find("one", None).unwrap().enter().unwrap();
+    let share = unbounded.load().unwrap().share().unwrap();
+    assert!(share > 0.0 && share < 0.01, "{share}");
+}
+
 #[derive(Debug)]
 struct Fresh(Mutex<Option<LentModels>>, AtomicU32);
 
