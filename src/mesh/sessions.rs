@@ -419,9 +419,14 @@ impl Sessions {
         }
     }
 
-    /// Sends a message of a handshake to `node`, the way that leads there, else over `link`.
+    /// Sends a message of a handshake to `node`: an answer over the `link` that brought the question,
+    /// since the way that leads there may be what swallowed the answer before; else that way.
     fn say(&self, node: &NodeId, tie: &SessionId, text: &str, link: Option<&Arc<Link>>) {
-        self.send_plain(node, Kind::RoutedHandshake, tie, text.as_bytes(), link);
+        let (kind, body) = (Kind::RoutedHandshake, text.as_bytes());
+        match link.filter(|link| link.is_open()) {
+            Some(link) => self.put_plain(node, kind, tie, body, link),
+            None => self.send_plain(node, kind, tie, body, None),
+        }
     }
 
     fn send_plain(
@@ -433,10 +438,13 @@ impl Sessions {
         link: Option<&Arc<Link>>,
     ) {
         let hop = self.0.hops.get(node.as_str()).map(|hop| hop.link);
-        let Some(link) = hop.or_else(|| link.cloned()) else {
-            self.0.drops.count(Reason::NoRoute);
-            return;
-        };
+        match hop.as_ref().or(link) {
+            Some(link) => self.put_plain(node, kind, s, body, link),
+            None => self.0.drops.count(Reason::NoRoute),
+        }
+    }
+
+    fn put_plain(&self, node: &NodeId, kind: Kind, s: &SessionId, body: &[u8], link: &Arc<Link>) {
         let us = &self.0.us.node_id;
         let mut buffer = BytesMut::with_capacity(512 + body.len());
         record::begin(&mut buffer, kind, Class::Interactive);
