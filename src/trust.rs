@@ -361,13 +361,14 @@ impl TrustStore {
     }
 
     /// Judges a name and the key that signed a record for it, and holds the key for that name until
-    /// [`TrustStore::forget`]: no other key gets the name meanwhile. Remembers a conflict.
+    /// [`TrustStore::forget`]: no other key gets the name meanwhile. Remembers a conflict. `vouched`
+    /// says that a neighbour which the operator trusts passed the record on.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn see(&self, node: &NodeId, key: &PublicKey) -> Result<Level, Refusal> {
+    pub fn see(&self, node: &NodeId, key: &PublicKey, vouched: bool) -> Result<Level, Refusal> {
         let mut book = lock(&self.inner.book);
-        let verdict = book.see(node, key);
+        let verdict = book.see(node, key, vouched);
         if let Err(refusal) = &verdict
             && book.note(node, key, refusal, unix_seconds())
         {
@@ -426,10 +427,19 @@ impl TrustStore {
         lock(&self.inner.book).conflicts()
     }
 
-    /// The conflicts in words with their way out, for `status`.
+    /// The conflicts and whether new nodes find no room, in words with the way out, for `status`.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        self.conflicts().iter().map(Conflict::warning).collect()
+        let crowded = lock(&self.inner.book).crowded(unix_seconds());
+        let conflicts = self.conflicts();
+        let conflicts = conflicts.iter().map(Conflict::warning);
+        crowded.into_iter().chain(conflicts).collect()
+    }
+
+    /// How many new nodes were refused since the start because too many came.
+    #[must_use]
+    pub fn crowded_total(&self) -> u64 {
+        lock(&self.inner.book).crowded_total()
     }
 
     /// How often a conflict was met since the start.

@@ -210,6 +210,12 @@ impl Facts {
             "Keys refused because another key holds their name.",
             &[(String::new(), self.trust.conflicts_total())],
         );
+        counter(
+            out,
+            "clawmatrix_new_nodes_refused_total",
+            "New nodes refused because too many came.",
+            &[(String::new(), self.trust.crowded_total())],
+        );
         let uptime = [(String::new(), self.started.elapsed().as_secs_f64().round())];
         gauge(
             out,

@@ -186,7 +186,7 @@ impl Membership {
     pub fn judge_again(&mut self, trust: &TrustStore, now: Instant) {
         for (node, member) in &mut self.members {
             let Some(key) = member.key else { continue };
-            if let Ok(level) = trust.see(node, &key) {
+            if let Ok(level) = trust.see(node, &key, false) {
                 member.level = Some(level);
             } else {
                 // Its links end elsewhere.
@@ -254,7 +254,8 @@ impl Membership {
             return Ok(outcome);
         }
         let said = Said::read(claim.kind, payload).ok_or(RecordError::Malformed)?;
-        let Ok(level) = trust.see(&claim.node, &claim.key) else {
+        let vouched = from.level == Level::Trusted;
+        let Ok(level) = trust.see(&claim.node, &claim.key, vouched) else {
             return Ok(Outcome::Refused);
         };
         if !self.admit(claim, level, from, now) {

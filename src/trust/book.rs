@@ -11,12 +11,12 @@ use crate::{
     config::{PeerConfig, TrustConfig},
     crypto::identity::{KeyId, PublicKey},
     ids::NodeId,
-    wire::limits::{NEW_PINS_PER_MINUTE, PINS},
+    wire::limits::{FREE_PINS, NEW_PINS_PER_MINUTE, PINS},
 };
 
 use super::{
     Admission, Level, Refusal, TrustEntry, TrustError, Via,
-    conflicts::{Conflict, ConflictKind, Conflicts},
+    conflicts::{Conflict, ConflictKind, Conflicts, Crowd},
     file::{Denial, Pin, Stored},
 };
 
@@ -37,6 +37,15 @@ struct Named {
     pin: Pin,
 }
 
+/// A key that signed a record and is not pinned.
+#[derive(Debug, Clone)]
+struct Seen {
+    node: NodeId,
+    key: PublicKey,
+    /// Whether a neighbour that the operator trusts brought the record.
+    vouched: bool,
+}
+
 /// Everything known about keys. Both maps go by the folded name, so that two names that differ only
 /// in case can never stand side by side.
 #[derive(Debug)]
@@ -46,10 +55,11 @@ pub(super) struct Book {
     pins: BTreeMap<String, Named>,
     /// Keys that signed a record and are not pinned, held while the record lives. Their number is
     /// bounded by membership.
-    seen: BTreeMap<String, (NodeId, PublicKey)>,
+    seen: BTreeMap<String, Seen>,
     denied: BTreeMap<KeyId, Denial>,
     conflicts: Conflicts,
-    /// When the latest new pins were made; at most [`NEW_PINS_PER_MINUTE`].
+    crowd: Crowd,
+    /// When the latest new pins that count were made; at most [`NEW_PINS_PER_MINUTE`].
     recent: VecDeque<Instant>,
 }
 
@@ -90,6 +100,7 @@ impl Book {
             seen: BTreeMap::new(),
             denied: stored.denied,
             conflicts: Conflicts::default(),
+            crowd: Crowd::default(),
             recent: VecDeque::new(),
         })
     }
@@ -119,25 +130,43 @@ impl Book {
         let admission = self.compare(node, key)?;
         // Names the configuration vouches for always find room.
         if admission.new && admission.level == Level::Pinned {
-            self.room(now)?;
+            self.room(node, key, now)?;
         }
         Ok(admission)
     }
 
     /// Judges a name and the key that signed a record for it, and holds the key for that name.
-    pub(super) fn see(&mut self, node: &NodeId, key: &PublicKey) -> Result<Level, Refusal> {
+    /// `vouched`: a trusted neighbour brought the record. Once is enough.
+    pub(super) fn see(
+        &mut self,
+        node: &NodeId,
+        key: &PublicKey,
+        vouched: bool,
+    ) -> Result<Level, Refusal> {
         let admission = self.compare(node, key)?;
         if !admission.new || admission.level > Level::Pinned {
             return Ok(admission.level);
         }
-        self.seen.insert(node.folded(), (node.clone(), *key));
+        let seen = self.seen.entry(node.folded()).or_insert_with(|| Seen {
+            node: node.clone(),
+            key: *key,
+            vouched,
+        });
+        seen.vouched |= vouched;
         Ok(Level::Seen)
+    }
+
+    /// Whether pinning this name takes one of the few turns of a minute.
+    fn counts(&self, node: &NodeId, key: &PublicKey) -> bool {
+        let seen = self.seen.get(&node.folded());
+        let vouched = seen.is_some_and(|seen| seen.key == *key && seen.vouched);
+        self.pins.len() >= FREE_PINS && !vouched
     }
 
     /// The record that made `key` known is gone.
     pub(super) fn forget(&mut self, node: &NodeId, key: &PublicKey) {
         let folded = node.folded();
-        if self.seen.get(&folded).is_some_and(|(_, held)| held == key) {
+        if self.seen.get(&folded).is_some_and(|seen| seen.key == *key) {
             self.seen.remove(&folded);
         }
     }
@@ -176,8 +205,8 @@ impl Book {
         }
         let Some(Named { node: like, pin }) = pinned else {
             return match self.seen.get(&folded) {
-                Some((like, _)) if like != node => Err(looks_like(like)),
-                Some((_, held)) if held != key => Err(conflict(held, false)),
+                Some(seen) if seen.node != *node => Err(looks_like(&seen.node)),
+                Some(seen) if seen.key != *key => Err(conflict(&seen.key, false)),
                 _ if self.explicit => Err(Refusal::NotListed {
                     node: node.clone(),
                     key: *key,
@@ -199,12 +228,14 @@ impl Book {
         }
     }
 
-    /// Whether another new name may be pinned now.
-    fn room(&self, now: Instant) -> Result<(), Refusal> {
+    /// Whether this new name may be pinned now.
+    fn room(&self, node: &NodeId, key: &PublicKey, now: Instant) -> Result<(), Refusal> {
         let fresh = |at: &&Instant| now.saturating_duration_since(**at) < MINUTE;
         if self.pins.len() >= PINS {
             Err(Refusal::Full)
-        } else if self.recent.iter().filter(fresh).count() >= NEW_PINS_PER_MINUTE as usize {
+        } else if self.counts(node, key)
+            && self.recent.iter().filter(fresh).count() >= NEW_PINS_PER_MINUTE as usize
+        {
             Err(Refusal::TooFast)
         } else {
             Ok(())
@@ -260,7 +291,11 @@ impl Book {
             Refusal::Conflict { held, .. } => (ConflictKind::OtherKey, Some(*held)),
             Refusal::LooksLike { .. } => (ConflictKind::LooksLike, None),
             Refusal::NotListed { .. } => (ConflictKind::NotListed, None),
-            Refusal::Denied(_) | Refusal::TooFast | Refusal::Full => return false,
+            Refusal::TooFast | Refusal::Full => {
+                let why = format!("{refusal}; {}", refusal.hint());
+                return self.crowd.note(node, why, unix);
+            }
+            Refusal::Denied(_) => return false,
         };
         self.conflicts.note(Conflict {
             node: node.clone(),
@@ -289,7 +324,7 @@ impl Book {
             return Ok(admission);
         }
         // Names the configuration vouches for are few, and do not use up what strangers may.
-        if admission.level == Level::Pinned {
+        if admission.level == Level::Pinned && self.counts(node, key) {
             if self.recent.len() >= NEW_PINS_PER_MINUTE as usize {
                 self.recent.pop_front();
             }
@@ -469,6 +504,15 @@ impl Book {
 
     pub(super) fn conflicts_total(&self) -> u64 {
         self.conflicts.total()
+    }
+
+    /// Whether new nodes find no room, in words.
+    pub(super) fn crowded(&self, unix: u64) -> Option<String> {
+        self.crowd.warning(unix)
+    }
+
+    pub(super) fn crowded_total(&self) -> u64 {
+        self.crowd.total()
     }
 
     /// Pins without limits.

@@ -1,6 +1,8 @@
 //! Names and keys that were refused and wait for the operator. Bounded: what fills it is partly
 //! chosen by others.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -74,6 +76,49 @@ impl Conflict {
             "identity conflict: node `{node}` {what} (refused {} {times}); {hint}",
             self.count
         )
+    }
+}
+
+/// How long a refusal for want of room is shown.
+const CROWD_SHOWN: Duration = Duration::from_secs(3600);
+
+/// New nodes that were refused because too many came. Whoever holds the secret can make names, so
+/// they are counted together, not kept one by one.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    total: u64,
+    /// Since the first that is shown.
+    count: u64,
+    last: Option<(NodeId, String, u64)>,
+}
+
+impl Crowd {
+    /// Counts one more; true when none was refused lately. `why` tells reason and way out.
+    pub(super) fn note(&mut self, node: &NodeId, why: String, unix: u64) -> bool {
+        let new = self.shown(unix).is_none();
+        self.total = self.total.saturating_add(1);
+        self.count = if new { 1 } else { self.count.saturating_add(1) };
+        self.last = Some((node.clone(), why, unix));
+        new
+    }
+
+    fn shown(&self, unix: u64) -> Option<&(NodeId, String, u64)> {
+        let lately = |at: u64| unix.saturating_sub(at) < CROWD_SHOWN.as_secs();
+        self.last.as_ref().filter(|(_, _, at)| lately(*at))
+    }
+
+    /// What is shown of it now.
+    pub(super) fn warning(&self, unix: u64) -> Option<String> {
+        let (node, why, _) = self.shown(unix)?;
+        let times = if self.count == 1 { "time" } else { "times" };
+        Some(format!(
+            "new nodes were refused {} {times}, lately `{node}`: {why}",
+            self.count
+        ))
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     config::TrustedNode,
     crypto::identity::Identity,
-    wire::limits::{CONFLICTS, CONFLICTS_PER_NAME, NEW_PINS_PER_MINUTE, PINS},
+    wire::limits::{CONFLICTS, CONFLICTS_PER_NAME, FREE_PINS, NEW_PINS_PER_MINUTE, PINS},
 };
 
 fn name(text: &str) -> NodeId {
@@ -261,19 +261,54 @@ async fn new_names_are_limited_a_minute_but_known_and_configured_ones_are_not() 
     let listed = key();
     let store = TrustStore::in_memory(&config(false, &[("listed", Some(listed), &[])]), &[]);
     let store = store.unwrap();
+    // A whole mesh may show up at once, a flood of names may not.
     let mut last = (name("n"), key());
-    for i in 0..NEW_PINS_PER_MINUTE {
+    for i in 0..FREE_PINS + NEW_PINS_PER_MINUTE as usize {
         last = (name(&format!("n{i}")), key());
         store.pin(&last.0, &last.1, Via::Link).unwrap();
     }
-    assert_eq!(
-        store.check(&name("late"), &key()).unwrap_err(),
-        Refusal::TooFast
+    assert_eq!(store.warnings(), Vec::<String>::new());
+    let late = (name("late"), key());
+    for _ in 0..2 {
+        assert_eq!(store.check(&late.0, &late.1).unwrap_err(), Refusal::TooFast);
+    }
+    let [warning] = &store.warnings()[..] else {
+        panic!("one warning: {:?}", store.warnings());
+    };
+    assert!(
+        warning.contains("2 times, lately `late`") && warning.contains("within a minute"),
+        "{warning}"
     );
+    assert_eq!(store.crowded_total(), 2);
     assert!(store.pin(&last.0, &last.1, Via::Link).is_ok());
     assert!(store.pin(&name("listed"), &listed, Via::Link).is_ok());
     tokio::time::advance(std::time::Duration::from_secs(61)).await;
-    assert!(store.check(&name("late"), &key()).is_ok());
+    assert!(store.check(&late.0, &late.1).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_a_trusted_neighbour_vouches_for_are_pinned_as_they_come() {
+    let store = tofu();
+    for i in 0..FREE_PINS + NEW_PINS_PER_MINUTE as usize {
+        let node = name(&format!("n{i}"));
+        store.pin(&node, &key(), Via::Link).unwrap();
+    }
+    let (vouched, met, other) = (key(), key(), key());
+    store.see(&name("vouched"), &vouched, true).unwrap();
+    // Another neighbour brings the same record later.
+    store.see(&name("vouched"), &vouched, false).unwrap();
+    store.see(&name("met"), &met, false).unwrap();
+    let pin = |node: &str, key| store.pin(&name(node), key, Via::EndToEnd);
+    assert!(pin("vouched", &vouched).is_ok());
+    assert_eq!(pin("met", &met).unwrap_err(), Refusal::TooFast);
+    assert!(matches!(
+        pin("met", &other).unwrap_err(),
+        Refusal::Conflict { .. }
+    ));
+    // Nor is the word of a neighbour good for a name once its record is gone.
+    store.see(&name("gone"), &other, true).unwrap();
+    store.forget(&name("gone"), &other);
+    assert_eq!(pin("gone", &other).unwrap_err(), Refusal::TooFast);
 }
 
 /// T130, the part that trust decides.

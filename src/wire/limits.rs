@@ -7,7 +7,10 @@ const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
 // -- 2 identity and trust ------------------------------------------------------------------------
-/// New pins a minute; beyond it unknown names are refused until the operator acts.
+/// The first pins of a node are made as they come: it joins a mesh, or a mesh joins it. As many as one
+/// neighbour may bring in by records.
+pub const FREE_PINS: usize = SEEN_PER_NEIGHBOUR;
+/// New pins a minute from then on, those of nodes that a trusted neighbour vouches for apart.
 pub const NEW_PINS_PER_MINUTE: u32 = 20;
 /// Pins in all.
 pub const PINS: usize = 4096;
