@@ -7,6 +7,7 @@
 //! [`sessions`] holds the end-to-end keys.
 
 pub mod accept;
+pub mod alerts;
 pub mod bucket;
 pub mod carriage;
 pub mod clock;
@@ -201,6 +202,12 @@ impl Mesh {
             }
         }
         total.all()
+    }
+
+    /// How often nodes broke the rules since the start, by what they did.
+    #[must_use]
+    pub fn alerts(&self) -> Vec<(&'static str, u64)> {
+        self.hub.alerts()
     }
 
     /// Tells every neighbour that we go away within `grace`, and makes no new links. What runs goes

@@ -65,6 +65,18 @@ impl MetricSource for NodeMetrics {
             "Frames and connections that were refused, by reason.",
             &by_reason(self.mesh.drops()),
         );
+        let by_kind: Vec<_> = self
+            .mesh
+            .alerts()
+            .into_iter()
+            .map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), count))
+            .collect();
+        counter(
+            out,
+            "clawmatrix_mesh_alerts_total",
+            "What nodes did against the rules of the mesh, by kind.",
+            &by_kind,
+        );
         let view = self.mesh.view();
         let linked = view
             .borrow()

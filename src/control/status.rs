@@ -147,6 +147,7 @@ impl Facts {
         let mut warnings = self.warnings.borrow().clone();
         warnings.extend(self.lent.table().warnings.iter().cloned());
         warnings.extend(self.trust.warnings());
+        warnings.extend(view.alerts.iter().cloned());
         warnings.extend(self.tls.iter().flat_map(ListenerTls::warnings));
         warnings.extend(waiting(*self.waiting.borrow()));
         let status = Status {

@@ -39,6 +39,13 @@ impl Bucket {
         }
     }
 
+    /// Whether [`Bucket::take_strictly`] would count an event now.
+    #[must_use]
+    pub fn has_room(&self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens + passed * self.per_second >= 1.0
+    }
+
     /// Counts one event if it is within the rate and burst; one beyond is not counted.
     pub fn take_strictly(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();

@@ -52,8 +52,12 @@ reasons! {
     RefusedGossip = "refused_gossip";
     /// A signed record of an unknown node above the limits for them.
     GossipLimited = "gossip_limited";
-    /// A signed record that is forged, malformed or contradicts an earlier one.
+    /// A signed record that is forged or malformed.
     BadGossip = "bad_gossip";
+    /// A signed record that contradicts an earlier one of its node.
+    Contradiction = "contradiction";
+    /// A signed record of a node that signs new ones faster than they are taken.
+    HastyGossip = "hasty_gossip";
     /// A signed record that is not newer than the one we have.
     OldGossip = "old_gossip";
     /// A signed record of a kind that this version does not handle.

@@ -24,7 +24,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-pub use self::own::Due;
 use self::{outbox::Outbox, own::Own};
 use super::{
     bucket::Bucket,
@@ -261,12 +260,23 @@ impl Gossip {
         match outcome {
             Outcome::News => self.flood(item, Some(link)),
             // The neighbour has it as well: no need to send it back.
-            Outcome::Old if self.is_current(&item, claim.version) => {
+            Outcome::Old if self.members.version(&item) == Some(claim.version) => {
                 if let Some(peer) = self.peers.get_mut(&link) {
                     peer.outbox.drop_item(&item);
                 }
             }
-            Outcome::Old | Outcome::Equivocation | Outcome::Refused | Outcome::Limited => {}
+            // Both records together show it to everybody; the first is known already.
+            Outcome::Equivocation(true) => {
+                let record = Signed::copied(header, body);
+                for (_, peer) in self.peers.iter_mut().filter(|(to, _)| **to != link) {
+                    peer.said.push(Out::Record(record.clone()));
+                }
+            }
+            Outcome::Old
+            | Outcome::Equivocation(false)
+            | Outcome::Refused
+            | Outcome::Limited
+            | Outcome::TooFast => {}
         }
         Ok(Taken::Outcome(outcome, claim.node, claim.kind))
     }
@@ -281,16 +291,6 @@ impl Gossip {
         }
         signed::verify(claim, header, body)?;
         Ok(Taken::Ours(claim.version.0))
-    }
-
-    fn is_current(&self, item: &Item, version: Version) -> bool {
-        let header = self
-            .members
-            .record(item)
-            .map(|signed| signed.header.clone());
-        header
-            .and_then(|header| signed::claim(&header).ok())
-            .is_some_and(|claim| claim.version == version)
     }
 
     /// Queues an item for every neighbour but the one it came from.

@@ -8,27 +8,28 @@
 mod forward;
 mod routes;
 mod spread;
+mod watch;
 
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
 use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, sleep, timeout},
+    sync::{self, Notify},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use self::routes::Routes;
 use super::{
     MeshSettings,
+    alerts::{AlertKind, Alerts},
     carriage::Carriage,
-    clock,
     drops::{Drops, Reason},
     gossip::{self, Comparison, Gossip},
     handshake::{Established, Role},
@@ -36,7 +37,6 @@ use super::{
     link::{Arrived, BadFrame, Ending, Link, LinkOwner, Setup},
     links::{Links, Step},
     linkstate::Load,
-    membership::Membership,
     relay::Relay,
     session::{SessionHandler, SessionRef},
     sessions::Sessions,
@@ -51,14 +51,10 @@ use crate::{
     wire::{
         close::CloseCode,
         code::Failure,
-        limits::{CLOSE_LINGER, DUPLICATE_SILENCE, PAUSE, REKEY_RECORDS},
+        limits::{CLOSE_LINGER, DUPLICATE_SILENCE, REKEY_RECORDS},
     },
 };
 
-/// How often latencies are shown anew.
-const REFRESH: Duration = Duration::from_secs(10);
-/// How often the clock is looked at for a pause of this machine.
-const PAUSE_CHECK: Duration = Duration::from_secs(2);
 /// Messages of a refused connection that are read away, so that it hears why.
 const LINGER_MESSAGES: usize = 64;
 
@@ -67,11 +63,38 @@ struct State {
     links: Links,
     gossip: Gossip,
     routes: Routes,
+    alerts: Alerts,
     /// Since when readers see an old view.
     stale: bool,
     published: Instant,
     /// An incarnation of ours that others have seen and that is greater than ours.
     raise: Option<u64>,
+}
+
+impl State {
+    /// Notes that `node` did what no honest node does.
+    fn alert(&mut self, kind: AlertKind, node: &NodeId) {
+        if self.alerts.raise(kind, node, 1, Instant::now()) {
+            tell(kind, node);
+            self.stale = true;
+        }
+    }
+
+    /// Looks at what was dropped of a link for signs of a liar.
+    fn look(&mut self, link: &Link) {
+        let node = &link.neighbour().node;
+        for kind in self
+            .alerts
+            .look((link.id(), node), &link.drops, Instant::now())
+        {
+            tell(kind, node);
+            self.stale = true;
+        }
+    }
+}
+
+fn tell(kind: AlertKind, node: &NodeId) {
+    tracing::warn!(%node, kind = kind.as_str(), hint = kind.way_out(), "node breaks the rules of the mesh");
 }
 
 /// See the module's text.
@@ -86,10 +109,10 @@ pub(super) struct Hub {
     pub(super) sessions: Sessions,
     hops: Arc<Hops>,
     /// Counts up when a link came, went or came into doubt.
-    pub(super) links_changed: watch::Sender<u64>,
+    pub(super) links_changed: sync::watch::Sender<u64>,
     /// Counts up when this process was stopped for a while.
-    pub(super) resumed: watch::Sender<u64>,
-    pub(super) view: watch::Sender<Arc<View>>,
+    pub(super) resumed: sync::watch::Sender<u64>,
+    pub(super) view: sync::watch::Sender<Arc<View>>,
     key: PublicKey,
     relay: Relay,
     /// Wakes what spreads and routes.
@@ -142,13 +165,14 @@ impl Hub {
             traffic: Arc::default(),
             sessions,
             hops,
-            links_changed: watch::Sender::new(0),
-            resumed: watch::Sender::new(0),
-            view: watch::Sender::default(),
+            links_changed: sync::watch::Sender::new(0),
+            resumed: sync::watch::Sender::new(0),
+            view: sync::watch::Sender::default(),
             state: Mutex::new(State {
                 links: Links::default(),
                 gossip,
                 routes: Routes::default(),
+                alerts: Alerts::default(),
                 stale: false,
                 published: now,
                 raise: None,
@@ -156,10 +180,10 @@ impl Hub {
             next_link: AtomicU64::new(1),
             tasks: tasks.clone(),
         });
-        tasks.spawn(run_refresh(hub.clone()));
+        tasks.spawn(watch::run_refresh(hub.clone()));
         tasks.spawn(spread::run(hub.clone()));
-        tasks.spawn(run_trust(hub.clone()));
-        tasks.spawn(run_pause(hub.clone()));
+        tasks.spawn(watch::run_trust(hub.clone()));
+        tasks.spawn(watch::run_pause(hub.clone()));
         hub
     }
 
@@ -173,9 +197,25 @@ impl Hub {
         let mut view = state.gossip.members.view(|node| state.routes.passage(node));
         let carriage = |link: Arc<Link>| (link.neighbour().node.clone(), link.carriage().clone());
         view.links = state.links.open().into_iter().map(carriage).collect();
+        view.alerts = state.alerts.warnings(Instant::now());
         self.view.send_replace(Arc::new(view));
         state.stale = false;
         state.published = Instant::now();
+    }
+
+    /// How often nodes broke the rules, by what they did.
+    pub(super) fn alerts(&self) -> Vec<(&'static str, u64)> {
+        self.state().alerts.totals()
+    }
+
+    /// Counts what was dropped of a link. The first of its kind is looked at at once, the others from
+    /// time to time.
+    fn dropped(&self, link: &Link, reason: Reason) {
+        link.drops.count(reason);
+        if link.drops.get(reason) == 1 {
+            self.state().look(link);
+            self.wake.notify_one();
+        }
     }
 
     /// Shows a node of the configuration.
@@ -266,7 +306,8 @@ impl Hub {
         let peer = &setup.peer.node;
         if code == CloseCode::RateLimited {
             self.drops.count(Reason::HoldOff);
-            tracing::warn!(%peer, "node replaces its links too often: held off for a minute");
+            self.state().alert(AlertKind::HoldOff, peer);
+            self.wake.notify_one();
         } else {
             self.drops.count(Reason::DuplicateLink);
             tracing::debug!(%peer, why, "new link closed");
@@ -304,7 +345,7 @@ impl Hub {
             other => return Err(other),
         };
         if let Some(old) = old {
-            self.tasks.spawn(run_replacement(old, link.clone()));
+            self.tasks.spawn(watch::run_replacement(old, link.clone()));
         }
         let peer = link.neighbour();
         let members = &mut state.gossip.members;
@@ -390,7 +431,7 @@ impl LinkOwner for Hub {
 
     fn measured(&self, link: &Arc<Link>) {
         let mut state = self.state();
-        show_alive(&mut state.gossip.members, link);
+        watch::show_alive(&mut state.gossip.members, link);
         // Links that have just been measured count from now on.
         state.routes.wanted(Instant::now());
         self.publish(&mut state);
@@ -416,6 +457,8 @@ impl LinkOwner for Hub {
         let peer = &link.neighbour().node;
         let mut state = self.state();
         let counted = state.links.remove(link);
+        state.look(link);
+        state.alerts.forget(link.id());
         state.gossip.link_down(link.id());
         if counted {
             let members = &mut state.gossip.members;
@@ -436,93 +479,5 @@ impl LinkOwner for Hub {
         }
         self.links_changed.send_modify(|n| *n += 1);
         tracing::info!(peer = %peer, link = link.id().0, %ending, replaced = !counted, "link down");
-    }
-}
-
-fn show_alive(members: &mut Membership, link: &Link) {
-    let latency = link.rtt().map(|rtt| rtt.as_secs_f64() * 1000.0);
-    members.alive(&link.neighbour().node, latency, SystemTime::now());
-}
-
-/// Shows latencies and last contacts from time to time.
-async fn run_refresh(hub: Arc<Hub>) {
-    while !stopped_within(&hub, REFRESH).await {
-        let mut state = hub.state();
-        let links = state.links.open();
-        if links.is_empty() {
-            continue;
-        }
-        for link in links {
-            show_alive(&mut state.gossip.members, &link);
-        }
-        state.routes.wanted(Instant::now());
-        hub.publish(&mut state);
-        drop(state);
-        hub.wake.notify_one();
-    }
-}
-
-/// Closes the links of keys that are not believed any more, and follows changes of rights.
-async fn run_trust(hub: Arc<Hub>) {
-    let trust = hub.settings.us.trust.clone();
-    let mut changes = trust.subscribe();
-    loop {
-        tokio::select! {
-            () = hub.stop.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-        }
-        hub.sessions.follow(&trust);
-        {
-            let mut state = hub.state();
-            state.gossip.members.judge_again(&trust, Instant::now());
-            state.routes.wanted(Instant::now());
-            hub.publish(&mut state);
-        }
-        hub.wake.notify_one();
-        for link in hub.open_links() {
-            let peer = link.neighbour();
-            match trust.standing(&peer.node, &peer.key) {
-                None => link.end(CloseCode::AuthFailed, "key not trusted any more"),
-                Some(now) if now.level != peer.level || now.labels != peer.labels => {
-                    link.change_rights(now.level, now.labels);
-                    hub.state().gossip.level(link.id(), now.level);
-                }
-                Some(_) => {}
-            }
-        }
-    }
-}
-
-/// Ends a link that another one has replaced, once the other side uses the new one too: it may learn
-/// of it a little later than we, and must never be without a link in between.
-async fn run_replacement(old: Arc<Link>, new: Arc<Link>) {
-    new.hears_within(DUPLICATE_SILENCE).await;
-    old.drain(CloseCode::DuplicateLink, "replaced by a newer link");
-}
-
-/// Notices that this machine was suspended (protocol 6.5): tokio's clock stands still meanwhile, so
-/// no timer of a link would.
-async fn run_pause(hub: Arc<Hub>) {
-    loop {
-        let (began, expected) = (clock::since_boot(), Instant::now());
-        if stopped_within(&hub, PAUSE_CHECK).await {
-            return;
-        }
-        // Under a paused test clock the machine's clock hardly moves, which is no pause.
-        let slept = clock::since_boot().saturating_sub(began);
-        if slept > PAUSE_CHECK + PAUSE || expected.elapsed() > PAUSE_CHECK + PAUSE {
-            tracing::info!(seconds = slept.as_secs(), "this process was paused");
-            for link in hub.open_links() {
-                link.probe();
-            }
-            hub.resumed.send_modify(|n| *n += 1);
-        }
-    }
-}
-
-async fn stopped_within(hub: &Hub, time: Duration) -> bool {
-    tokio::select! {
-        () = hub.stop.cancelled() => true,
-        () = sleep(time) => false,
     }
 }

@@ -7,6 +7,7 @@
 //! keep it alive among them for ever.
 
 mod admission;
+mod known;
 #[cfg(test)]
 mod tests;
 mod tombs;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use self::{admission::Introducers, tombs::Tombs};
 use super::{
+    bucket::Bucket,
     descriptor,
     linkstate::LinkState,
     session::Peer,
@@ -31,7 +33,10 @@ use crate::{
     crypto::identity::{KeyId, PublicKey},
     ids::NodeId,
     trust::{Level, TrustStore},
-    wire::limits::{RECORD_EXPIRY, TOMBSTONE_AGE},
+    wire::limits::{
+        CONTRADICTION_EVERY, RECORD_EXPIRY, RECORDS_PER_NODE_BURST, RECORDS_PER_NODE_SECOND,
+        TOMBSTONE_AGE,
+    },
 };
 
 /// What became of a record.
@@ -41,8 +46,11 @@ pub enum Outcome {
     News,
     /// We have it, or a newer one, or know that its node is gone.
     Old,
-    /// Another text under a number we have seen: the first is kept.
-    Equivocation,
+    /// Another text under a number we have seen: the first is kept. True when the others are to hear
+    /// of it, since they have not of late.
+    Equivocation(bool),
+    /// Its node signs new records faster than they are taken.
+    TooFast,
     /// Its name or key is not believed here.
     Refused,
     /// Too many unknown names, in all or over this neighbour.
@@ -83,6 +91,10 @@ struct Member {
     /// The neighbour that brought the first record of a name we had never met.
     introducer: Option<NodeId>,
     configured: bool,
+    /// How fast its records have come.
+    pace: Option<Bucket>,
+    /// When it last contradicted itself and the others were told.
+    contradicted: Option<Instant>,
     last_seen: Option<SystemTime>,
     problem: Option<String>,
 }
@@ -94,6 +106,12 @@ impl Member {
         self.links = Arc::default();
         self.fresh = None;
         self.left = None;
+    }
+
+    /// A record of it was taken. Forged ones never are, so nobody else can use up what it may say.
+    fn spoke(&mut self, now: Instant) {
+        let new = || Bucket::new(RECORDS_PER_NODE_SECOND, RECORDS_PER_NODE_BURST, now);
+        self.pace.get_or_insert_with(new).take_strictly(now);
     }
 
     fn newest(&self) -> Option<Version> {
@@ -228,7 +246,7 @@ impl Membership {
         match held.version.cmp(&claim.version) {
             std::cmp::Ordering::Greater => Some(Outcome::Old),
             std::cmp::Ordering::Equal if held.signed.body == body => Some(Outcome::Old),
-            std::cmp::Ordering::Equal => Some(Outcome::Equivocation),
+            std::cmp::Ordering::Equal => Some(Outcome::Equivocation(false)),
             std::cmp::Ordering::Less => None,
         }
     }
@@ -249,9 +267,15 @@ impl Membership {
         if stale == Some(Outcome::Old) {
             return Ok(Outcome::Old);
         }
+        let pace = self
+            .member_of(claim)
+            .and_then(|member| member.pace.as_ref());
+        if stale.is_none() && pace.is_some_and(|pace| !pace.has_room(now)) {
+            return Ok(Outcome::TooFast);
+        }
         let payload = signed::verify(claim, header, body)?;
-        if let Some(outcome) = stale {
-            return Ok(outcome);
+        if stale.is_some() {
+            return Ok(Outcome::Equivocation(self.contradicts(claim, now)));
         }
         let said = Said::read(claim.kind, payload).ok_or(RecordError::Malformed)?;
         let vouched = from.level == Level::Trusted;
@@ -272,6 +296,26 @@ impl Membership {
             member.introducer.get_or_insert_with(|| from.node.clone());
         }
         Ok(Outcome::News)
+    }
+
+    /// The node with this key, if records of it live here.
+    fn member_of(&mut self, claim: &Claim) -> Option<&mut Member> {
+        self.members.get_mut(self.names.get(&claim.key.id())?)
+    }
+
+    /// A node has signed two records with one number. Whether the others are to hear of it.
+    fn contradicts(&mut self, claim: &Claim, now: Instant) -> bool {
+        let Some(member) = self.member_of(claim) else {
+            return false;
+        };
+        let age = |at: Instant| now.saturating_duration_since(at);
+        let lately = member
+            .contradicted
+            .is_some_and(|at| age(at) < CONTRADICTION_EVERY);
+        if !lately {
+            member.contradicted = Some(now);
+        }
+        !lately
     }
 
     /// Whether there is room for a node's records. A node that is pinned always finds some.
@@ -328,6 +372,7 @@ impl Membership {
             if let Some(member) = self.members.get_mut(&claim.node) {
                 member.left = Some(now);
                 member.records = [None, None];
+                member.spoke(now);
             }
             return;
         }
@@ -341,6 +386,7 @@ impl Membership {
         member.level = Some(level);
         member.left = None;
         member.fresh = Some(now);
+        member.spoke(now);
         // For people to look at, never compared with anything.
         member.last_seen = Some(SystemTime::now());
         match said {
@@ -396,130 +442,6 @@ impl Membership {
         let member = self.members.get(node)?;
         let unmet = member.level == Some(Level::Seen) && !member.linked && !member.configured;
         unmet.then(|| self.members.remove(node)?.key)?
-    }
-
-    /// Whether a node is known at all.
-    #[must_use]
-    pub fn knows(&self, node: &NodeId) -> bool {
-        self.members.contains_key(node)
-    }
-
-    /// Whether records of a node live here.
-    #[must_use]
-    pub fn hears_of(&self, node: &NodeId) -> bool {
-        self.members
-            .get(node)
-            .is_some_and(|member| member.fresh.is_some() && member.left.is_none())
-    }
-
-    /// Whether a node goes away on purpose.
-    #[must_use]
-    pub fn leaves(&self, node: &NodeId) -> bool {
-        self.members
-            .get(node)
-            .is_some_and(|member| member.left.is_some())
-    }
-
-    /// Why a node is not reached.
-    #[must_use]
-    pub fn why_not(&self, node: &NodeId) -> Option<&str> {
-        self.members.get(node)?.problem.as_deref()
-    }
-
-    /// Nodes with records.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.names.len()
-    }
-
-    /// The latest record of one kind and key.
-    #[must_use]
-    pub fn record(&self, item: &Item) -> Option<&Signed> {
-        if item.kind == RecordKind::Leave {
-            return self.tombs.record(&item.key);
-        }
-        let member = self.members.get(self.names.get(&item.key)?)?;
-        member.records[item.kind as usize]
-            .as_ref()
-            .map(|held| &held.signed)
-    }
-
-    /// Everything that can be passed on, with its version.
-    pub fn items(&self) -> impl Iterator<Item = (Item, Version)> + '_ {
-        let records = self.members.values().flat_map(|member| {
-            let key = member.key.map(|key| key.id());
-            let kinds = [RecordKind::Descriptor, RecordKind::LinkState];
-            kinds.into_iter().filter_map(move |kind| {
-                let held = member.records[kind as usize].as_ref()?;
-                Some((Item { kind, key: key? }, held.version))
-            })
-        });
-        records.chain(self.tombs.items())
-    }
-
-    /// Whether a record of this kind, key and version would be news, as far as its number tells.
-    #[must_use]
-    pub fn lacks(&self, item: &Item, version: Version) -> bool {
-        if self.tombs.covers(&item.key, version) {
-            return false;
-        }
-        let Some(member) = self.names.get(&item.key).and_then(|n| self.members.get(n)) else {
-            return true;
-        };
-        match item.kind {
-            RecordKind::Leave => member.newest().is_none_or(|newest| newest < version),
-            kind => member.records[kind as usize]
-                .as_ref()
-                .is_none_or(|held| held.version < version),
-        }
-    }
-
-    /// Every node with a link state.
-    pub fn vertices(&self) -> impl Iterator<Item = Vertex<'_>> {
-        self.members.iter().filter_map(|(node, member)| {
-            Some(Vertex {
-                node,
-                key: member.key?.id(),
-                links: &member.links,
-                stays: member.left.is_none(),
-            })
-        })
-    }
-
-    /// A snapshot; `passage` says how nodes are reached.
-    #[must_use]
-    pub fn view(&self, passage: impl Fn(&NodeId) -> Option<Passage>) -> View {
-        let nodes = self.members.iter().map(|(node, member)| {
-            let passage = passage(node);
-            let reach = match &passage {
-                _ if member.linked => Reach::Direct,
-                Some(passage) if passage.via.is_some() => Reach::Relay,
-                _ => Reach::Unreachable,
-            };
-            let relayed = passage.filter(|_| reach == Reach::Relay);
-            let problem = member.problem.clone();
-            let view = NodeView {
-                node: node.clone(),
-                key_id: member.key.map(|key| key.id()),
-                level: member.level,
-                reach,
-                latency_ms: match &relayed {
-                    Some(passage) => passage.latency_ms,
-                    None => member.latency_ms,
-                },
-                reachable_via: relayed.and_then(|passage| passage.via),
-                descriptor: member.descriptor.clone(),
-                load: member.links.load,
-                last_seen: member.last_seen,
-                // That a link of our own fails matters to nobody while a relay leads there.
-                problem: problem.filter(|_| reach != Reach::Relay),
-            };
-            (node.clone(), view)
-        });
-        View {
-            nodes: nodes.collect(),
-            links: BTreeMap::new(),
-        }
     }
 }
 

@@ -115,4 +115,6 @@ pub struct View {
     pub nodes: BTreeMap<NodeId, NodeView>,
     /// What carries the links of our own, by the node at their other end.
     pub links: BTreeMap<NodeId, Carriage>,
+    /// Nodes that break the rules, in words with the way out, the latest first.
+    pub alerts: Vec<String>,
 }

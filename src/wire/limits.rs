@@ -262,6 +262,12 @@ pub const SEEN_PER_TRUSTED: usize = 1024;
 pub const SEEN_PER_MINUTE: u32 = 60;
 /// A new link may bring in what it knows within this.
 pub const SEEN_SETTLE: Duration = Duration::from_secs(60);
+/// Newer records of one node taken a second: honest ones come seconds apart.
+pub const RECORDS_PER_NODE_SECOND: u32 = 1;
+/// Burst of [`RECORDS_PER_NODE_SECOND`]: a node that starts changes links and offer in quick succession.
+pub const RECORDS_PER_NODE_BURST: u32 = 30;
+/// A record that contradicts an earlier one is passed on as a warning this often for one node.
+pub const CONTRADICTION_EVERY: Duration = Duration::from_secs(3600);
 /// A node signs its records anew this often.
 pub const RECORD_REFRESH: Duration = Duration::from_secs(300);
 /// Records of a node that were not signed anew for this long are forgotten.

@@ -23,7 +23,7 @@ const APART: Duration = Duration::from_secs(1);
 
 /// Why the others should hear of our links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Due {
+enum Due {
     /// A cost or our load has moved.
     Moved,
     /// A link has come.

@@ -36,7 +36,7 @@ impl Hub {
             .map_err(|error| BadFrame::Protocol(error.to_string()))?;
         // Only a relay may bring frames of others.
         if header.f != link.neighbour().node.as_str() && !self.believes(link) {
-            link.drops.count(Reason::ForeignOrigin);
+            self.dropped(link, Reason::ForeignOrigin);
             return Ok(());
         }
         let us = self.settings.us.node_id.as_str();

@@ -12,6 +12,7 @@ use super::{Hub, State};
 use crate::{
     ids::NodeId,
     mesh::{
+        alerts::AlertKind,
         hops::Hop,
         link::Link,
         linkstate::{LinkState, ToRelay, clamped, short},
@@ -184,6 +185,7 @@ impl Hub {
         for hop in blamed {
             if state.routes.penalties.punish(&hop, now) {
                 tracing::info!(relay = %hop, "frames sent through it get lost: other ways first");
+                state.alert(AlertKind::LosesFrames, &hop);
                 state.routes.wanted(now);
             }
         }

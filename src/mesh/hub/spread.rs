@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Hub, State};
 use crate::{
     mesh::{
+        alerts::AlertKind,
         drops::Reason,
         gossip::{Out, Taken},
         incarnation,
@@ -133,28 +134,28 @@ impl Hub {
                     return Ok(());
                 }
                 Outcome::Old => Reason::OldGossip,
-                Outcome::Equivocation => {
-                    // Once per link: the neighbour decides how often it happens.
-                    if link.drops.get(Reason::BadGossip) == 0 {
-                        tracing::warn!(%node, "node contradicts its own record: the first is kept");
-                    }
-                    Reason::BadGossip
+                Outcome::Equivocation(_) => {
+                    state.alert(AlertKind::Contradiction, &node);
+                    Reason::Contradiction
                 }
-                Outcome::Refused => Reason::RefusedGossip,
-                Outcome::Limited => {
-                    if link.drops.get(Reason::GossipLimited) == 0 {
-                        tracing::warn!(peer = %link.neighbour().node, %node,
-                            "too many unknown nodes over one neighbour: this one is left out");
-                    }
-                    Reason::GossipLimited
+                Outcome::TooFast => {
+                    state.alert(AlertKind::RecordFlood, &node);
+                    Reason::HastyGossip
                 }
+                Outcome::Refused => {
+                    if node == self.settings.us.node_id {
+                        state.alert(AlertKind::OurName, &node);
+                    }
+                    Reason::RefusedGossip
+                }
+                Outcome::Limited => Reason::GossipLimited,
             },
             Err(RecordError::Header) => return Err("malformed gossip header"),
             Err(RecordError::Kind) => Reason::UnhandledGossip,
             Err(RecordError::Malformed | RecordError::Forged) => Reason::BadGossip,
         };
         drop(state);
-        link.drops.count(dropped);
+        self.dropped(link, dropped);
         Ok(())
     }
 }

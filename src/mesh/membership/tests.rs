@@ -93,7 +93,12 @@ fn newest_record_wins_and_equivocation_keeps_the_first() {
     // T66
     assert_eq!(
         bench.take(&a.desc((1, 2), "lie")),
-        Ok(Outcome::Equivocation)
+        Ok(Outcome::Equivocation(true))
+    );
+    assert_eq!(
+        bench.take(&a.desc((1, 2), "another lie")),
+        Ok(Outcome::Equivocation(false)),
+        "told once"
     );
     assert_eq!(bench.view("a").unwrap().descriptor.software, "two");
     assert_eq!(bench.take(&a.desc((2, 0), "new")), Ok(Outcome::News));
@@ -319,4 +324,23 @@ fn a_full_mesh_still_has_room_for_those_we_met() {
     assert_eq!(bench.take(&met.desc((1, 1), "met")), Ok(Outcome::News));
     assert_eq!(bench.members.count(), MESH_NODES);
     assert_eq!(bench.view("met").unwrap().level, Some(Level::Pinned));
+}
+
+/// A member that signs ever new records is heard at its pace; forged ones do not use that up.
+#[test]
+fn records_of_one_node_are_taken_at_its_pace() {
+    let (mut bench, a, b) = (Bench::new(), Signer::new("a"), Signer::new("b"));
+    assert_eq!(bench.take(&a.desc((1, 0), "first")), Ok(Outcome::News));
+    for ver in 1..1000 {
+        let mut forged = a.desc((1, ver), "forged");
+        forged.body = b.desc((1, ver), "forged").body;
+        assert_eq!(bench.take(&forged), Err(RecordError::Forged));
+    }
+    let taken = (1..1000).filter(|ver| bench.take(&a.desc((1, *ver), "x")) == Ok(Outcome::News));
+    assert_eq!(taken.count(), RECORDS_PER_NODE_BURST as usize - 1);
+    assert_eq!(bench.take(&a.desc((1, 1000), "x")), Ok(Outcome::TooFast));
+    assert_eq!(bench.take(&b.desc((1, 1), "b")), Ok(Outcome::News));
+    bench.now += SECOND;
+    assert_eq!(bench.take(&a.desc((1, 1000), "x")), Ok(Outcome::News));
+    assert_eq!(bench.take(&a.desc((1, 1001), "x")), Ok(Outcome::TooFast));
 }

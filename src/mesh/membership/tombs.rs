@@ -68,6 +68,12 @@ impl Tombs {
         self.0.get(key)?.leave.as_ref()
     }
 
+    /// The number of the `leave` of a key.
+    pub(super) fn left(&self, key: &KeyId) -> Option<Version> {
+        let tomb = self.0.get(key).filter(|tomb| tomb.leave.is_some())?;
+        Some(tomb.version)
+    }
+
     /// Every `leave`.
     pub(super) fn items(&self) -> impl Iterator<Item = (Item, Version)> + '_ {
         self.0

@@ -5,6 +5,7 @@ mod alone;
 mod chaos;
 mod handshakes;
 mod hostile;
+mod liars;
 mod streams;
 mod vectors;
 
