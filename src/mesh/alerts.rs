@@ -78,6 +78,10 @@ kinds! {
     ForeignNames = "foreign_names", 1,
         "sends frames in the names of other nodes, and is no relay that this node believes",
         "list it in `relays` if it is one; else `clawmatrix trust deny` its key";
+    /// Claims links to nodes that know nothing of them.
+    FalseLinks = "false_links", 1,
+        "claims links that their other ends do not confirm; nothing is sent over them",
+        "`clawmatrix trust deny` its key if it goes on";
     /// Brought bodies that do not open.
     Altered = "altered_frames", 4,
         "brings frames that were altered or forged on their way; they are dropped",

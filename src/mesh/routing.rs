@@ -4,6 +4,7 @@
 //! does not confirm it; the dearer of both claims is believed. Ways go through relays only. Nodes
 //! with a link of our own are reached over that link, unless it is in doubt.
 
+pub mod claims;
 #[cfg(test)]
 mod tests;
 

@@ -268,6 +268,9 @@ pub const RECORDS_PER_NODE_SECOND: u32 = 1;
 pub const RECORDS_PER_NODE_BURST: u32 = 30;
 /// A record that contradicts an earlier one is passed on as a warning this often for one node.
 pub const CONTRADICTION_EVERY: Duration = Duration::from_secs(3600);
+/// A node that claims a link which its other end does not confirm is shown after this: twice the
+/// time within which both ends sign their links anew.
+pub const UNCONFIRMED_AFTER: Duration = Duration::from_secs(600);
 /// A node signs its records anew this often.
 pub const RECORD_REFRESH: Duration = Duration::from_secs(300);
 /// Records of a node that were not signed anew for this long are forgotten.

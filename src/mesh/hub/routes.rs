@@ -17,7 +17,7 @@ use crate::{
         link::Link,
         linkstate::{LinkState, ToRelay, clamped, short},
         membership::Passage,
-        routing::{self, FirstHop, Penalties, Topology, Ways},
+        routing::{self, FirstHop, Penalties, Topology, Ways, claims::Claims},
     },
     wire::{
         code::{Code, Failure},
@@ -44,6 +44,7 @@ pub(super) struct Routes {
     penalties: Penalties,
     /// Nodes that have said they leave and to which no way leads, since then.
     leaving: HashMap<NodeId, Instant>,
+    claims: Claims,
     worked_out: Option<Instant>,
     due: Option<Instant>,
 }
@@ -107,6 +108,10 @@ impl Hub {
         routes.ways = ways;
         routes.worked_out = Some(now);
         routes.due = routes.penalties.next(now);
+        let us = (&self.settings.us.node_id, &self.key.id());
+        let liars = routes
+            .claims
+            .look(members, us, |node| links.contains_key(node), now);
         let hop = |(node, way): (&NodeId, &routing::Way)| {
             let link = links.get(&way.via)?.clone();
             let direct = way.relays == 0;
@@ -116,6 +121,9 @@ impl Hub {
         let mut table: HashMap<NodeId, Hop> = routes.ways.iter().filter_map(hop).collect();
         self.lead_the_rest_up(&topology, &links, &mut table);
         self.hops.replace(table);
+        for node in liars {
+            state.alert(AlertKind::FalseLinks, &node);
+        }
     }
 
     /// A node that does not relay hears late of links of others. What is known and has no way here

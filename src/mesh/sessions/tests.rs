@@ -6,6 +6,7 @@ mod chaos;
 mod handshakes;
 mod hostile;
 mod liars;
+mod loops;
 mod streams;
 mod vectors;
 

@@ -13,14 +13,14 @@ use crate::{
 };
 
 /// An honest node without sockets.
-struct Member {
-    us: Ourselves,
-    mesh: Mesh,
+pub(super) struct Member {
+    pub(super) us: Ourselves,
+    pub(super) mesh: Mesh,
     seen: Arc<Recorder>,
 }
 
 impl Member {
-    fn new(name: &str, relay: bool) -> Self {
+    pub(super) fn new(name: &str, relay: bool) -> Self {
         let mut us = ourselves(name);
         us.params.relay = relay;
         let seen = Recorder::new();
@@ -36,7 +36,7 @@ impl Member {
         self.us.identity.public().id()
     }
 
-    async fn join(&self, other: &Self) {
+    pub(super) async fn join(&self, other: &Self) {
         let (mut ours, mut theirs) = memory::pair();
         let name = &other.us.node_id;
         let dialing = initiate(&mut ours.sink, &mut ours.stream, &self.us, name);
@@ -85,7 +85,7 @@ impl Member {
         assert_eq!(of(self.alerts()).len(), 1, "{:?}", self.alerts());
     }
 
-    fn dropped(&self, reason: Reason) -> u64 {
+    pub(super) fn dropped(&self, reason: Reason) -> u64 {
         let all = self.mesh.drops();
         let found = all.into_iter().find(|(name, _)| *name == reason.as_str());
         found.map_or(0, |(_, count)| count)
@@ -103,7 +103,7 @@ impl Member {
 
 impl Relay {
     /// Links itself to a whole node.
-    async fn joins(&self, member: &Member) -> Arc<Link> {
+    pub(super) async fn joins(&self, member: &Member) -> Arc<Link> {
         let (mut ours, mut theirs) = memory::pair();
         let name = &member.us.node_id;
         let dialing = initiate(&mut ours.sink, &mut ours.stream, &self.us, name);
@@ -266,6 +266,42 @@ async fn a_claimed_link_attracts_nothing() {
     home.tells(&office, 1).await;
     let towards = |(way, frame): &(Way, Frame)| *way == Way::ToOffice && frame.head().t == "office";
     assert!(!liar.seen().iter().any(towards), "nothing was sent there");
+    // It goes on for long, and signs it anew: each node that can tell says so. Office, of which it
+    // speaks, knows best.
+    assert_eq!(
+        home.alerts(),
+        Vec::<String>::new(),
+        "nothing is said too early"
+    );
+    for ver in 3..6 {
+        tokio::time::sleep(300 * SECOND).await;
+        for to in ["home", "cloud"] {
+            liar.claims(to, ver, &["cloud"], &[&home, &office]);
+        }
+    }
+    office.warns("mallory", "do not confirm").await;
+    assert_eq!(office.alerts().len(), 1, "{:?}", office.alerts());
+    home.tells(&office, 2).await;
+}
+
+/// What a node said before it was killed is old, not a lie.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_died_is_not_called_a_liar() {
+    let cloud = Member::new("cloud", true);
+    let (home, office) = (Member::new("home", false), Member::new("office", false));
+    home.join(&cloud).await;
+    office.join(&cloud).await;
+    home.reaches("office", "cloud").await;
+    office.mesh.hub.stop.cancel();
+    for link in office.mesh.hub.open_links() {
+        link.end(CloseCode::Normal, "killed");
+    }
+    tokio::time::sleep(800 * SECOND).await;
+    assert!(home.node("office").is_some(), "its records still live");
+    tokio::time::sleep(400 * SECOND).await;
+    for node in [&home, &cloud] {
+        assert_eq!(node.alerts(), Vec::<String>::new());
+    }
 }
 
 /// T68: a relay with true links, for nothing, that drops what it is to pass on.
