@@ -29,6 +29,7 @@ pub use self::problem::{ConfigError, Problem, render};
 
 use crate::{
     approvals::Operator,
+    budgets::Caps,
     crypto::{
         identity::{Identity, IdentityError, PublicKey},
         secret::Secret,
@@ -322,6 +323,8 @@ pub struct Limits {
     pub connections: u32,
     /// Requests at once with one local token.
     pub requests_per_token: u32,
+    /// What every other node may use of this one.
+    pub per_peer: Caps,
 }
 
 impl Limits {
@@ -337,6 +340,16 @@ impl Limits {
             node_memory_bytes: size(raw.node_memory_bytes, limits::NODE_BUDGET_BYTES),
             connections: count(raw.connections, limits::LOCAL_CONNECTIONS),
             requests_per_token: count(raw.requests_per_token, limits::REQUESTS_PER_TOKEN),
+            per_peer: raw
+                .per_peer
+                .as_ref()
+                .map_or_else(Caps::default, |peer| Caps {
+                    per_minute: peer.requests_per_minute,
+                    concurrent: peer.concurrent,
+                    per_day: None,
+                    tokens_per_day: peer.tokens_per_day,
+                    bytes_per_day: peer.bytes_per_day,
+                }),
         }
     }
 }

@@ -62,7 +62,7 @@ pub use self::{
     budget::{HeldBody, NodeBudget},
     call::Call,
     handlers::Handlers,
-    incoming::{BodyReader, Incoming, Reply},
+    incoming::{BodyReader, Incoming, Meter, Reply},
     lineage::{Chain, Entered, Lineage, SESSION_HEADER, looped},
     message::Phase,
     request::{End, InboundHandler, Item, Kind, Limits, NewRequest, Opening, Sessions, Timeouts},

@@ -27,13 +27,14 @@
 //! # Map
 //!
 //! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff,
-//! messages, tools} -> {policy, audit, approvals} -> exchange -> mesh -> crypto -> wire ->
+//! messages, tools} -> {budgets, policy, audit, approvals} -> exchange -> mesh -> crypto -> wire ->
 //! ids`; the left may use the right, never the other way round. `config` is known to `app` alone
 //! (and to `cli`, which writes it).
 
 pub mod app;
 pub mod approvals;
 pub mod audit;
+pub mod budgets;
 pub mod civil;
 pub mod cli;
 pub mod config;

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     approvals::Desk,
     audit::Audit,
+    budgets::{Budgets, inbound::Metered},
     config::{Config, ConfigError, render},
     control::{Control, status::Facts},
     crypto::stretch::MeshKeys,
@@ -107,6 +108,7 @@ pub(super) struct Node {
     mesh: Mesh,
     exchange: Exchange,
     audit: Audit,
+    budgets: Budgets,
     tools: ToolService,
     desk: Desk,
     api: LocalApi,
@@ -186,6 +188,7 @@ impl Node {
         } else {
             Audit::off()
         };
+        let budgets = Budgets::load(state.clone(), config.limits.per_peer);
         let service = ModelService::new(
             config.node_id.clone(),
             server.clone(),
@@ -231,6 +234,7 @@ impl Node {
                 .clone()
                 .map(|bridge| Arc::new(bridge) as Arc<dyn ToolRunner>),
             tags: tags_of(view.clone()),
+            budgets: budgets.clone(),
             audit: audit.clone(),
             desk: desk.clone(),
             tasks: tasks.clone(),
@@ -240,7 +244,12 @@ impl Node {
             .with(Kind::Handoff, Arc::new(handoff_service.clone()))
             .with(Kind::Send, Arc::new(message_service.clone()))
             .with(Kind::Tool, Arc::new(tool_service.clone()));
-        let exchange = Exchange::with_limits(tasks.clone(), Arc::new(handlers), limits);
+        let metered = Metered {
+            inner: Arc::new(handlers),
+            budgets: budgets.clone(),
+            audit: audit.clone(),
+        };
+        let exchange = Exchange::with_limits(tasks.clone(), Arc::new(metered), limits);
         service.count_bodies(exchange.budget());
 
         let ourselves = Ourselves {
@@ -374,6 +383,7 @@ impl Node {
         tasks.spawn(offer_models(mesh.clone(), lent.clone(), &config));
         tasks.spawn(tell_load(mesh.clone(), lent.clone()));
         tasks.spawn(catalog.clone().run());
+        tasks.spawn(budgets.clone().run());
         tasks.spawn(message_service.run());
         tasks.spawn(messages.run());
         if let Some(voice) = voice {
@@ -414,6 +424,7 @@ impl Node {
             mesh,
             exchange,
             audit,
+            budgets,
             tools: tool_service,
             desk,
             api,
@@ -447,8 +458,9 @@ impl Node {
         let warnings = match read {
             Ok(config) => {
                 self.tools.set_config(&config.tools);
+                self.budgets.set_per_peer(config.limits.per_peer);
                 tracing::info!(
-                    "the tool policy was read again; other settings take effect at the next start"
+                    "the tool policy and `limits.perPeer` were read again; other settings take effect at the next start"
                 );
                 config.warnings
             }

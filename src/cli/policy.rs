@@ -19,6 +19,7 @@ use super::{
 use crate::{
     approvals::Desk,
     audit::Audit,
+    budgets::Budgets,
     config::{Config, Source, process_env, render},
     drain::Tasks,
     ids::NodeId,
@@ -104,6 +105,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         free: Vec::new(),
         gateway: None,
         tags: Arc::new(|_| Vec::new()),
+        budgets: Budgets::default(),
         audit: Audit::off(),
         desk: Desk::unmanned(),
         tasks: Tasks::new(),

@@ -575,15 +575,14 @@ fn file_with_a_secret_that_others_can_read_warns() {
 fn keys_without_effect_are_named() {
     let config = read_as(
         with(json!({
-            "agents": [{"id": "x"}], "dialAdvertised": true, "routes": {"x": []}, "telemetry": {"endpoint": "x"},
-            "limits": {"perPeer": {"concurrent": 1}}
+            "agents": [{"id": "x"}], "dialAdvertised": true, "routes": {"x": []}, "telemetry": {"endpoint": "x"}
         })),
         true,
     )
     .unwrap();
-    assert_eq!(config.warnings.len(), 5, "{:?}", config.warnings);
+    assert_eq!(config.warnings.len(), 4, "{:?}", config.warnings);
     let schema = schema::config_schema();
-    for key in ["dialAdvertised", "routes", "telemetry", "limits.perPeer"] {
+    for key in ["dialAdvertised", "routes", "telemetry"] {
         let warned = format!("`{key}` has no effect in this version");
         assert!(
             config.warnings.contains(&warned),

@@ -94,6 +94,13 @@ pub struct Reply {
     remote: Arc<Remote>,
     rid: RequestId,
     ended: bool,
+    meter: Option<Box<dyn Meter>>,
+}
+
+/// Counts what an answer carries; dropped when the answer is over.
+pub trait Meter: Send + Sync + fmt::Debug {
+    /// Takes note of bytes that were handed over. Must not block.
+    fn sent(&mut self, data: &Bytes);
 }
 
 impl Reply {
@@ -102,7 +109,13 @@ impl Reply {
             remote,
             rid,
             ended: false,
+            meter: None,
         }
+    }
+
+    /// Has what the answer carries counted by `meter`.
+    pub fn set_meter(&mut self, meter: Box<dyn Meter>) {
+        self.meter = Some(meter);
     }
 
     /// Sends what follows in another class: [`Class::Bulk`] for a large body. Begins as
@@ -141,6 +154,7 @@ impl Reply {
         data: Bytes,
         fin: Option<End>,
     ) -> Result<(), Failure> {
+        self.count(&data);
         let small = data.len() <= INLINE_BODY_BYTES;
         let extra = fin.as_ref().map_or(0, End::json_bytes);
         let fits = small && inner::fits(HEAD_BYTES + meta.len() + extra, data.len());
@@ -161,7 +175,7 @@ impl Reply {
             self.ended |= fin.is_some();
             return Ok(());
         }
-        self.chunk(later, fin).await
+        self.pass(later, fin).await
     }
 
     /// Sends further bytes, waiting for credit and for room on the link.
@@ -169,6 +183,17 @@ impl Reply {
     /// # Errors
     /// As [`Reply::accept`].
     pub async fn chunk(&mut self, data: Bytes, fin: Option<End>) -> Result<(), Failure> {
+        self.count(&data);
+        self.pass(data, fin).await
+    }
+
+    fn count(&mut self, data: &Bytes) {
+        if let Some(meter) = &mut self.meter {
+            meter.sent(data);
+        }
+    }
+
+    async fn pass(&mut self, data: Bytes, fin: Option<End>) -> Result<(), Failure> {
         if data.is_empty() && fin.is_none() {
             return Ok(());
         }

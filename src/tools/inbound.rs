@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::{Value, json, value::RawValue};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     approvals::Desk,
     audit::{Audit, Entry},
+    budgets::Budgets,
     config::ToolConfig,
     drain::Tasks,
     exchange::{BodyReader, Chain, End, InboundHandler, Incoming, Reply},
@@ -60,6 +61,8 @@ pub struct Parts {
     pub gateway: Option<Arc<dyn ToolRunner>>,
     /// Tags of callers.
     pub tags: TagsOf,
+    /// What rules let callers have.
+    pub budgets: Budgets,
     /// Where it is recorded.
     pub audit: Audit,
     /// Where requests wait for a person.
@@ -175,11 +178,12 @@ impl ToolService {
         let around = Surroundings::of_process();
         let denied = Denied::new(around.home(), &parts.denied).but(parts.free.clone());
         let rules = rules_of(&parts.config, &around, denied);
+        let budgets = parts.budgets.clone();
         Self(Arc::new(Inner {
             parts,
             rules: RwLock::new(Arc::new(rules)),
             around,
-            counts: Counts::default(),
+            counts: Counts::new(budgets),
             ending: CancellationToken::new(),
         }))
     }
@@ -314,7 +318,7 @@ impl ToolService {
         verdict: &Verdict,
         entry: &Entry,
     ) -> Result<(), Failure> {
-        slot.charge(&verdict.rule, verdict.quota, Instant::now())?;
+        slot.charge(&verdict.rule, verdict.quota)?;
         if verdict.level > 0 {
             // On the disk before it begins: what cannot be recorded is not done.
             self.0.parts.audit.commit(entry.clone()).await?;

@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use clawmatrix::{
     approvals::Desk,
     audit::Audit,
+    budgets::{Budgets, inbound::Metered},
     config::{ModelConfig, ProxyModel, ToolConfig, TrustConfig},
     control::{Control, status::Facts},
     crypto::identity::PublicKey,
@@ -85,6 +86,8 @@ pub struct Setup {
     pub denied: Vec<std::path::PathBuf>,
     /// State folder; a new one if none is given.
     pub folder: Option<tempfile::TempDir>,
+    /// What others may use.
+    pub budgets: Budgets,
     /// Where it records what others ask for.
     pub audit: Audit,
     /// Longest silence of a handoff.
@@ -113,6 +116,7 @@ impl Setup {
             desk: Desk::unmanned(),
             denied: vec![],
             folder: None,
+            budgets: Budgets::default(),
             audit: Audit::off(),
             idle: Duration::from_secs(600),
             boot: 1,
@@ -254,6 +258,7 @@ impl Node {
             free: vec![],
             gateway: setup.gateway,
             tags: Arc::new(|_| vec![]),
+            budgets: setup.budgets.clone(),
             audit: setup.audit.clone(),
             desk: setup.desk.clone(),
             tasks: tasks.clone(),
@@ -263,6 +268,11 @@ impl Node {
             .with(Kind::Handoff, Arc::new(handoff_service.clone()))
             .with(Kind::Send, Arc::new(message_service.clone()))
             .with(Kind::Tool, Arc::new(tool_service.clone()));
+        let handlers = Metered {
+            inner: Arc::new(handlers),
+            budgets: setup.budgets,
+            audit: setup.audit,
+        };
         let exchange = Exchange::new(tasks.clone(), Arc::new(handlers));
         service.count_bodies(exchange.budget());
         let catalog = Catalog::load(

@@ -50,7 +50,8 @@ impl Node {
         self.mesh.shutdown(CLOSE_TIMEOUT.min(grace)).await;
         self.state.remove(ENDPOINT);
         // The last lines, and a signature under them.
-        let _ = timeout(CLOSE_TIMEOUT, self.audit.flush()).await;
+        let last = async { tokio::join!(self.audit.flush(), self.budgets.flush()) };
+        let _ = timeout(CLOSE_TIMEOUT, last).await;
         self.tasks.close(Duration::ZERO).await;
         tracing::info!(
             finished = finished.is_ok(),

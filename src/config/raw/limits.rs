@@ -37,8 +37,8 @@ pub struct Limits {
     /// `X-Forwarded-For` is believed, so that limits count the caller and not the proxy.
     #[schemars(title = "Trusted proxies", extend("default" = []))]
     pub trusted_proxies: Option<List<String>>,
-    /// What every other node may use of this one. Default: no bound. It has no effect in this
-    /// version.
+    /// What every other node may use of this one, counted here by its key. Default: no bound. A new
+    /// value takes effect on SIGHUP.
     #[schemars(title = "For each peer")]
     pub per_peer: Option<PeerLimits>,
 }
@@ -47,16 +47,17 @@ pub struct Limits {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PeerLimits {
-    /// Requests a minute.
-    #[schemars(title = "Requests a minute", range(min = 1))]
+    /// Requests within any minute.
+    #[schemars(title = "Requests a minute", range(min = 1, max = 100_000))]
     pub requests_per_minute: Option<u64>,
     /// Requests at once.
     #[schemars(title = "Requests at once", range(min = 1))]
     pub concurrent: Option<u64>,
-    /// Tokens a day.
+    /// Tokens a day (UTC) of models, agents and messages: what a model's answer says it took, else
+    /// a third of the bytes that passed. A request that has begun is finished.
     #[schemars(title = "Tokens a day", range(min = 1))]
     pub tokens_per_day: Option<u64>,
-    /// Bytes a day.
+    /// Bytes of requests and answers a day (UTC). A request that has begun is finished.
     #[schemars(title = "Bytes a day", range(min = 1))]
     pub bytes_per_day: Option<u64>,
 }

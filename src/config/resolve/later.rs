@@ -13,10 +13,6 @@ pub(super) fn warn(check: &mut Check<'_>, raw: &RawConfig) {
         ("dialAdvertised", raw.dial_advertised == Some(true)),
         ("routes", raw.routes.as_ref().is_some_and(|r| !r.is_empty())),
         ("telemetry", on(&raw.telemetry)),
-        (
-            "limits.perPeer",
-            raw.limits.as_ref().is_some_and(|l| l.per_peer.is_some()),
-        ),
         ("audit", raw.audit.as_ref().is_some_and(Value::is_object)),
     ];
     for (key, used) in later {
