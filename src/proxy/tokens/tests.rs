@@ -151,3 +151,28 @@ fn refusals_take_as_long_whatever_prefix_is_right() {
     let least = (0..3).map(|_| measured()).fold(f64::MAX, f64::min);
     assert!(least < 10.0, "{least}");
 }
+
+/// T102: scope `approve` comes from the configuration, whatever is written into the state folder.
+#[test]
+fn approve_is_given_by_the_configuration_alone() {
+    let (_temp, dir) = dir();
+    let (store, _guard) = TokenStore::start(&dir).unwrap();
+    let token = store.create("agent", &[Scope::Read]).unwrap();
+    let written = text(&dir, TOKENS).replace("\"read\"", "\"approve\", \"read\"");
+    assert!(written.contains("approve"));
+    dir.write(TOKENS, written.as_bytes()).unwrap();
+    let (next, _guard) = TokenStore::start(&dir).unwrap();
+    let grant = next.check(token.reveal()).unwrap();
+    assert!(grant.allows(Scope::Read) && !grant.allows(Scope::Approve));
+    next.admit_operators([Sha256::digest(b"operator's").into()]);
+    let grant = next.check("operator's").unwrap();
+    assert_eq!(grant.kind, TokenKind::Operator);
+    for scope in Scope::LAUNCH {
+        assert!(!grant.allows(scope), "{scope}");
+    }
+    assert!(grant.allows(Scope::Approve));
+    // Neither listed nor kept.
+    assert_eq!(next.list().len(), 1);
+    next.revoke("agent").unwrap();
+    assert!(!text(&dir, TOKENS).contains("operator"));
+}
