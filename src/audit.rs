@@ -1,4 +1,5 @@
-//! The record of what other nodes asked for, allowed or not (protocol 8.6).
+//! The record of what other nodes asked for, allowed or not, and of what this node asked of them
+//! (protocol 8.6).
 //!
 //! Lines are JSON, each naming the hash of the one before, in files of `<state>/audit/`. Whoever
 //! answers a request calls [`Audit::commit`] before something with an effect begins: it returns when
@@ -7,6 +8,7 @@
 //! the files and writes many lines at a time, in a thread that may block. Contents of tasks, messages
 //! and prompts are never written.
 
+mod asking;
 mod chain;
 mod fold;
 pub mod verify;
@@ -20,13 +22,17 @@ use std::{
     time::Duration,
 };
 
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-pub use self::chain::files;
+pub use self::{
+    asking::{Asking, Question},
+    chain::files,
+};
 use self::{
     chain::{Chain, Content},
     fold::Folds,
@@ -34,6 +40,7 @@ use self::{
 use crate::{
     crypto::identity::{Identity, KeyId},
     drain::Tasks,
+    events::{Events, Happening},
     ids::{NodeId, RequestId},
     mesh::session::Peer,
     state::StateDir,
@@ -60,10 +67,33 @@ pub enum Decision {
     Deny,
 }
 
-/// One thing another node asked for.
+/// Who asked whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Another node asked us.
+    In,
+    /// We asked another node.
+    Out,
+}
+
+impl Direction {
+    /// As lines and events show it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
+}
+
+/// One thing a node asked another for.
 #[derive(Debug, Clone)]
 pub struct Entry {
+    direction: Direction,
     from: NodeId,
+    /// The node asked, where it is not ourselves.
+    to: Option<NodeId>,
     key: KeyId,
     rid: RequestId,
     action: String,
@@ -81,10 +111,16 @@ impl Entry {
     /// the fields of the request as they came, is kept.
     #[must_use]
     pub fn new(caller: &Peer, rid: RequestId, action: &str, args: &[u8]) -> Self {
+        Self::made(caller.node.clone(), caller.key.id(), rid, action, args)
+    }
+
+    fn made(from: NodeId, key: KeyId, rid: RequestId, action: &str, args: &[u8]) -> Self {
         let shown = action.chars().take(AUDIT_NAME_CHARS).collect();
         Self {
-            from: caller.node.clone(),
-            key: caller.key.id(),
+            direction: Direction::In,
+            from,
+            to: None,
+            key,
             rid,
             action: shown,
             args: Sha256::digest(args).into(),
@@ -129,6 +165,42 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// As events tell it.
+    fn told(&self) -> Value {
+        let mut out = json!({
+            "direction": self.direction.as_str(),
+            "requestId": self.rid,
+            "from": self.from,
+            "to": self.to,
+            "action": self.action,
+        });
+        if let Some(ended) = self.ended {
+            let ms = ended.duration_since(self.begun).as_millis();
+            out["result"] = json!(self.result);
+            out["durationMs"] = json!(u64::try_from(ms).unwrap_or(u64::MAX));
+        }
+        out
+    }
+
+    fn verdict(&self) -> Value {
+        let mut out = self.told();
+        out["decision"] = json!(self.decision.as_str());
+        out["rule"] = json!(self.rule);
+        out["level"] = json!(self.level);
+        out
+    }
+}
+
+impl Decision {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 /// What the record counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -140,7 +212,12 @@ pub struct Stats {
 
 /// The handle; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Audit(Option<Arc<Inner>>);
+pub struct Audit {
+    /// None: nothing is written.
+    writer: Option<Arc<Inner>>,
+    /// Hears of everything, written or not.
+    events: Events,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -175,8 +252,27 @@ pub struct AuditError {
 impl Audit {
     /// Nothing is recorded: `audit: false`.
     #[must_use]
-    pub const fn off() -> Self {
-        Self(None)
+    pub fn off() -> Self {
+        Self {
+            writer: None,
+            events: Events::default(),
+        }
+    }
+
+    /// Tells `events` of what it hears.
+    #[must_use]
+    pub fn telling(self, events: Events) -> Self {
+        Self { events, ..self }
+    }
+
+    /// The record for the parts of node `us`, known by `key`, that ask other nodes.
+    #[must_use]
+    pub const fn asking(self, us: NodeId, key: KeyId) -> Asking {
+        Asking {
+            audit: self,
+            us,
+            key,
+        }
     }
 
     /// Goes on with the record in `state`. Blocks on the disk.
@@ -203,12 +299,16 @@ impl Audit {
         };
         // Ends when the last handle is gone.
         tasks.spawn(writer.run(orders));
-        Ok(Self(Some(Arc::new(Inner { queue, counts }))))
+        Ok(Self {
+            writer: Some(Arc::new(Inner { queue, counts })),
+            events: Events::default(),
+        })
     }
 
     /// Records what needs no guarantee; never waits.
     pub fn record(&self, entry: Entry) {
-        let Some(inner) = &self.0 else {
+        self.announce(&entry);
+        let Some(inner) = &self.writer else {
             return;
         };
         let order = Order {
@@ -225,7 +325,8 @@ impl Audit {
     /// # Errors
     /// `audit_unavailable`: it must not be done.
     pub async fn commit(&self, entry: Entry) -> Result<(), Failure> {
-        if self.order(Some(entry)).await {
+        if self.order(Some(entry.clone())).await {
+            self.announce(&entry);
             return Ok(());
         }
         Err(Failure::not_started(
@@ -243,14 +344,41 @@ impl Audit {
     /// What was written and lost so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.0.as_ref().map_or_else(Stats::default, |inner| Stats {
-            written: inner.counts.written.load(Relaxed),
-            lost: inner.counts.lost.load(Relaxed),
-        })
+        self.writer
+            .as_ref()
+            .map_or_else(Stats::default, |inner| Stats {
+                written: inner.counts.written.load(Relaxed),
+                lost: inner.counts.lost.load(Relaxed),
+            })
+    }
+
+    /// Whether anybody watches what is told here.
+    #[must_use]
+    pub fn watched(&self) -> bool {
+        self.events.watched()
+    }
+
+    /// Tells those who watch of an entry, without a line.
+    pub fn announce(&self, entry: &Entry) {
+        if !self.events.watched() {
+            return;
+        }
+        let denied = entry.decision == Decision::Deny;
+        if denied || (entry.ended.is_none() && entry.direction == Direction::In) {
+            self.events.tell(Happening::Verdict, || entry.verdict());
+        }
+        if denied {
+            return;
+        }
+        let what = match entry.ended {
+            None => Happening::RequestStarted,
+            Some(_) => Happening::RequestEnded,
+        };
+        self.events.tell(what, || entry.told());
     }
 
     async fn order(&self, entry: Option<Entry>) -> bool {
-        let Some(inner) = &self.0 else {
+        let Some(inner) = &self.writer else {
             return true;
         };
         let (done, written) = oneshot::channel();
@@ -311,13 +439,13 @@ impl Writer {
                 order
                     .entry
                     .and_then(|entry| self.folds.pass(entry, now))
-                    .map(|entry| Content::Entry(entry, 1)),
+                    .map(|entry| Content::Entry(Box::new(entry), 1)),
             );
             waiting.extend(order.done);
         }
         let due = if all { now + AUDIT_FOLD } else { now };
         let repeats = self.folds.due(due).into_iter();
-        lines.extend(repeats.map(|(entry, count)| Content::Entry(entry, count)));
+        lines.extend(repeats.map(|(entry, count)| Content::Entry(Box::new(entry), count)));
         let count = lines.len() as u64;
         let sign = self.unsigned + count > 0
             && (all || now.duration_since(self.signed) >= AUDIT_HEAD_EVERY);

@@ -3,6 +3,8 @@
 
 mod answer;
 pub mod approvals;
+mod client;
+pub mod events;
 pub mod handoff;
 pub mod metrics;
 pub mod policy;
@@ -14,18 +16,22 @@ pub mod trust;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderValue, Method, Response, header::CONTENT_TYPE, request::Parts};
 use hyper::body::Incoming;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use self::{metrics::MetricSource, status::Facts};
+use self::{client::Client, metrics::MetricSource, status::Facts};
 use crate::{
     approvals::Desk,
+    events::Events,
     exchange::{Lineage, NodeBudget},
     handoff::{outbound::Handoffs, record::Ended},
+    ids::RequestId,
     messages::outbound::Messages,
     models::catalog::Catalog,
+    once::{Full, Once},
     proxy::{
         body::ReplyBody,
         error::{self, Asked},
@@ -37,7 +43,7 @@ use crate::{
     tools::outbound::Tools,
     wire::{
         code::{Code, Failure},
-        limits::{HANDOFF_BODY_BYTES, MESSAGE_BYTES},
+        limits::{HANDOFF_BODY_BYTES, IDEMPOTENT_KEYS, MESSAGE_BYTES},
     },
 };
 
@@ -65,12 +71,34 @@ pub struct Control {
     pub tools: Tools,
     /// What waits here for a person.
     pub desk: Desk,
+    /// What happens here.
+    pub events: Events,
     /// What now runs here for other nodes.
     pub lineage: Lineage,
     /// Bodies now held.
     pub budget: NodeBudget,
+    /// What came of requests that may be repeated.
+    pub kept: Kept,
     /// Whatever counts.
     pub metrics: Vec<Arc<dyn MetricSource>>,
+}
+
+/// What came of requests, for as long as they may be repeated or asked for.
+#[derive(Debug)]
+pub struct Kept {
+    handoffs: Once<RequestId>,
+    messages: Once<String>,
+    tools: tools::Kept,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            handoffs: Once::new(IDEMPOTENT_KEYS, Full::Refuse),
+            messages: Once::new(IDEMPOTENT_KEYS, Full::Refuse),
+            tools: tools::Kept::default(),
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -129,14 +157,22 @@ impl Control {
                 require(grant, Scope::Read)?;
                 Ok(json(self.facts.peers(), asked))
             }
-            "/metrics" | "/api/v1/status" | "/api/v1/peers" => Ok(method_not_allowed("GET", asked)),
+            "/api/v1/events" if *method == Method::GET => {
+                require(grant, Scope::Read)?;
+                events::follow(&self.events, asked)
+            }
+            "/metrics" | "/api/v1/status" | "/api/v1/peers" | "/api/v1/events" => {
+                Ok(method_not_allowed("GET", asked))
+            }
             "/api/v1/handoff" => {
                 if *method != Method::POST {
                     return Ok(method_not_allowed("POST", asked));
                 }
                 require(grant, Scope::Send)?;
-                let wanted = self.parse_long(body, HANDOFF_BODY_BYTES as u64 * 2).await?;
-                handoff::start(&self.handoffs, &self.lineage, &head.headers, wanted, asked).await
+                let body = self.read(body, HANDOFF_BODY_BYTES as u64 * 2).await?;
+                let client = self.client(grant, head, path, &body, asked)?;
+                let once = &self.kept.handoffs;
+                handoff::start(&self.handoffs, once, parsed(&body)?, &client).await
             }
             "/api/v1/send" => {
                 if *method != Method::POST {
@@ -144,30 +180,27 @@ impl Control {
                 }
                 require(grant, Scope::Send)?;
                 // Escaped, the longest message is twice as long.
-                let wanted = self.parse_long(body, MESSAGE_BYTES as u64 * 3).await?;
-                let headers = &head.headers;
-                send::send(
-                    &self.handoffs,
-                    &self.messages,
-                    &self.lineage,
-                    headers,
-                    wanted,
-                    asked,
-                )
-                .await
+                let body = self.read(body, MESSAGE_BYTES as u64 * 3).await?;
+                let client = self.client(grant, head, path, &body, asked)?;
+                let (handoffs, once) = (&self.handoffs, &self.kept.messages);
+                send::send(handoffs, &self.messages, once, parsed(&body)?, &client).await
             }
             _ if path.starts_with(TOOLS) => {
                 let verb = &path[TOOLS.len()..];
                 if !matches!(verb, "exec" | "read" | "write" | "edit" | "list" | "invoke") {
-                    return Err(Failure::not_started(Code::NotFound, "no such route"));
+                    if !reads {
+                        return Err(Failure::not_started(Code::NotFound, "no such route"));
+                    }
+                    require(grant, Scope::Tools)?;
+                    return tools::look(&self.kept.tools, verb, asked);
                 }
                 if *method != Method::POST {
                     return Ok(method_not_allowed("POST", asked));
                 }
                 require(grant, Scope::Tools)?;
-                let wanted = self.parse_long(body, tools::BODY_BYTES).await?;
-                let headers = &head.headers;
-                tools::run(&self.tools, &self.lineage, headers, verb, wanted, asked).await
+                let body = self.read(body, tools::BODY_BYTES).await?;
+                let client = self.client(grant, head, path, &body, asked)?;
+                tools::run(&self.tools, &self.kept.tools, verb, parsed(&body)?, &client).await
             }
             _ if path.starts_with("/api/v1/handoff/") => {
                 require(grant, Scope::Send)?;
@@ -242,26 +275,31 @@ impl Control {
         }
     }
 
-    /// Reads a small JSON body; an empty one stands for `{}`.
-    async fn parse<T: DeserializeOwned>(&self, body: Incoming) -> Result<T, Failure> {
-        self.parse_long(body, CONTROL_BODY_BYTES).await
+    fn client<'a>(
+        &'a self,
+        grant: &Grant,
+        head: &'a Parts,
+        path: &'a str,
+        body: &'a [u8],
+        asked: Asked,
+    ) -> Result<Client<'a>, Failure> {
+        Client::new(grant, &head.headers, &self.lineage, asked, path, body)
     }
 
-    /// The same for a body of up to `limit` bytes.
-    async fn parse_long<T: DeserializeOwned>(
-        &self,
-        body: Incoming,
-        limit: u64,
-    ) -> Result<T, Failure> {
+    /// Reads a small JSON body.
+    async fn parse<T: DeserializeOwned>(&self, body: Incoming) -> Result<T, Failure> {
+        parsed(&self.read(body, CONTROL_BODY_BYTES).await?)
+    }
+
+    /// Reads a body of up to `limit` bytes.
+    async fn read(&self, body: Incoming, limit: u64) -> Result<Bytes, Failure> {
         let (bytes, _held) = upload::read(Upload {
             body,
             limit,
             budget: &self.budget,
         })
         .await?;
-        let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map_err(|error| Failure::not_started(Code::InvalidRequest, error.to_string()))
+        Ok(bytes)
     }
 
     fn metrics(&self, asked: Asked) -> Response<ReplyBody> {
@@ -277,6 +315,13 @@ impl Control {
         );
         response
     }
+}
+
+/// A JSON body; an empty one stands for `{}`.
+fn parsed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes)
+        .map_err(|error| Failure::not_started(Code::InvalidRequest, error.to_string()))
 }
 
 /// A fault of this node: its cause goes to the log, which only the operator reads.

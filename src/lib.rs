@@ -24,6 +24,9 @@
 //!   whether it was here before -> `mesh/hops`, which `mesh/routing` worked out from what `mesh/gossip`
 //!   spread -> the next `mesh/link`, with one hop less and the body as it lay.
 //!
+//! All of them tell `audit`, and through it [`events`], what they decided and how it ended; `control/events` shows it
+//! to whoever watches.
+//!
 //! # Map
 //!
 //! `main -> {cli, app} -> {proxy, control, shim} -> {models, handoff,
@@ -41,12 +44,14 @@ pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod drain;
+pub mod events;
 pub mod exchange;
 pub mod handoff;
 pub mod ids;
 pub mod mesh;
 pub mod messages;
 pub mod models;
+pub mod once;
 pub mod policy;
 pub mod proxy;
 pub mod shim;

@@ -1,5 +1,6 @@
 //! One running node: its parts, made in order.
 
+mod changes;
 mod offers;
 mod secrets;
 mod stop;
@@ -29,9 +30,10 @@ use crate::{
     audit::Audit,
     budgets::{Budgets, inbound::Metered},
     config::{Config, ConfigError, render},
-    control::{Control, status::Facts},
+    control::{Control, Kept, status::Facts},
     crypto::stretch::MeshKeys,
     drain::Tasks,
+    events::Events,
     exchange::{Exchange, Handlers, Kind, Limits, Lineage, Opening, Sessions},
     handoff::{
         inbound::HandoffService,
@@ -109,6 +111,7 @@ pub(super) struct Node {
     exchange: Exchange,
     audit: Audit,
     budgets: Budgets,
+    events: Events,
     tools: ToolService,
     desk: Desk,
     api: LocalApi,
@@ -189,6 +192,11 @@ impl Node {
             Audit::off()
         };
         let budgets = Budgets::load(state.clone(), config.limits.per_peer);
+        let events = Events::default();
+        let audit = audit.telling(events.clone());
+        let asking = audit
+            .clone()
+            .asking(config.node_id.clone(), identity.public().id());
         let service = ModelService::new(
             config.node_id.clone(),
             server.clone(),
@@ -288,6 +296,7 @@ impl Node {
             exchange.clone(),
             Arc::new(mesh.clone()),
             mesh.view(),
+            asking.clone(),
         );
         let handoffs = Handoffs::new(Parts {
             us: config.node_id.clone(),
@@ -297,6 +306,7 @@ impl Node {
             sessions: Arc::new(mesh.clone()),
             view: mesh.view(),
             service: handoff_service,
+            audit: asking.clone(),
             tasks: tasks.clone(),
         });
         let messages = Messages::new(messages::outbound::Parts {
@@ -307,6 +317,7 @@ impl Node {
             view: mesh.view(),
             service: message_service.clone(),
             store,
+            audit: asking.clone(),
         });
         let tools = Tools::new(tools_outbound::Parts {
             us: Peer {
@@ -321,6 +332,7 @@ impl Node {
             sessions: Arc::new(mesh.clone()),
             view: mesh.view(),
             service: tool_service.clone(),
+            audit: asking,
         });
         let (tokens, launch) = TokenStore::start(&state)?;
         let operators = config.approvals.operators.iter();
@@ -342,6 +354,7 @@ impl Node {
                 tools,
                 desk: desk.clone(),
                 lineage,
+                events: events.clone(),
                 budget: exchange.budget(),
                 facts: Facts {
                     node: config.node_id.clone(),
@@ -360,6 +373,7 @@ impl Node {
                 },
                 tokens,
                 catalog: catalog.clone(),
+                kept: Kept::default(),
                 metrics: vec![
                     counters.clone(),
                     Arc::new(NodeMetrics {
@@ -382,6 +396,7 @@ impl Node {
         // Everything is made; from here on it works.
         tasks.spawn(offer_models(mesh.clone(), lent.clone(), &config));
         tasks.spawn(tell_load(mesh.clone(), lent.clone()));
+        tasks.spawn(changes::tell(mesh.view(), events.clone()));
         tasks.spawn(catalog.clone().run());
         tasks.spawn(budgets.clone().run());
         tasks.spawn(message_service.run());
@@ -425,6 +440,7 @@ impl Node {
             exchange,
             audit,
             budgets,
+            events,
             tools: tool_service,
             desk,
             api,

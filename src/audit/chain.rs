@@ -14,7 +14,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use super::{Decision, Entry};
+use super::Entry;
 use crate::{
     crypto::identity::{Identity, Label, PublicKey},
     ids::hex,
@@ -28,7 +28,7 @@ const SUFFIX: &str = ".jsonl";
 #[derive(Debug)]
 pub(super) enum Content {
     /// One entry, and how many such there were.
-    Entry(Entry, u64),
+    Entry(Box<Entry>, u64),
     /// The chain as it stands, signed.
     Head(Arc<Identity>),
 }
@@ -41,7 +41,10 @@ struct EntryLine<'a> {
     ts: u64,
     /// Clock of the process, ms: what a changed wall clock cannot reorder.
     mono: u64,
+    dir: &'static str,
     from: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<&'a str>,
     key: String,
     rid: String,
     action: &'a str,
@@ -234,6 +237,8 @@ fn write_line(
                 seq,
                 ts,
                 mono,
+                dir: entry.direction.as_str(),
+                to: entry.to.as_ref().map(|to| to.as_str()),
                 from: entry.from.as_str(),
                 key: entry.key.to_string(),
                 rid: hex(&entry.rid.0),
@@ -241,10 +246,7 @@ fn write_line(
                 args_sha256: hex(&entry.args),
                 rule: &entry.rule,
                 level: entry.level,
-                decision: match entry.decision {
-                    Decision::Allow => "allow",
-                    Decision::Deny => "deny",
-                },
+                decision: entry.decision.as_str(),
                 result: &entry.result,
                 ms: entry
                     .ended

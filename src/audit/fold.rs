@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{Decision, Entry};
 use crate::{
     crypto::identity::KeyId,
+    ids::NodeId,
     wire::limits::{AUDIT_FOLD, AUDIT_FOLDS},
 };
 
@@ -15,6 +16,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Same {
     key: KeyId,
+    /// Whom this node did not ask.
+    to: Option<NodeId>,
     action: String,
     rule: String,
     result: String,
@@ -40,6 +43,7 @@ impl Folds {
         let of_key = self.0.keys().filter(|same| same.key == entry.key).count();
         let mut same = Same {
             key: entry.key,
+            to: entry.to.clone(),
             action: entry.action.clone(),
             rule: entry.rule.clone(),
             result: entry.result.clone(),
@@ -47,7 +51,9 @@ impl Folds {
         if !self.0.contains_key(&same) && of_key >= AUDIT_FOLDS {
             // Somebody tries name after name: they count together.
             "*".clone_into(&mut entry.action);
+            entry.to = None;
             same.action.clone_from(&entry.action);
+            same.to = None;
         }
         if let Some(fold) = self.0.get_mut(&same) {
             fold.repeats += 1;

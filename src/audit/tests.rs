@@ -13,6 +13,10 @@ fn entry(action: &str) -> Entry {
     Entry::new(&peer("attic", 1), RequestId::random(), action, b"{}").ruled("agents", 1)
 }
 
+fn line(entry: Entry) -> Content {
+    Content::Entry(Box::new(entry), 1)
+}
+
 fn denied(action: &str) -> Entry {
     entry(action).failed(&Failure::not_started(Code::AgentNotFound, "no"))
 }
@@ -27,7 +31,7 @@ fn lines(folder: &Path) -> Vec<String> {
 fn record(folder: &Path, identity: &Arc<Identity>) {
     let mut chain = Chain::open(folder).unwrap();
     for name in ["a", "b", "c", "d", "e"] {
-        let content = Content::Entry(entry(&format!("agent:{name}")).ended("completed"), 1);
+        let content = line(entry(&format!("agent:{name}")).ended("completed"));
         chain.append(&[content]).unwrap();
     }
     chain.append(&[Content::Head(identity.clone())]).unwrap();
@@ -57,18 +61,14 @@ fn the_chain_goes_on_over_restarts_files_and_a_torn_line() {
     record(temp.path(), &identity);
     let mut chain = Chain::open(temp.path()).unwrap();
     chain.good = AUDIT_FILE_BYTES;
-    chain
-        .append(&[Content::Entry(entry("agent:f"), 1)])
-        .unwrap();
+    chain.append(&[line(entry("agent:f"))]).unwrap();
     drop(chain);
     let (_, last) = files(temp.path()).unwrap().pop().unwrap();
     let mut torn = fs::read(&last).unwrap();
     torn.extend(b"{\"seq\":8,\"ts\":1");
     fs::write(&last, torn).unwrap();
     let mut chain = Chain::open(temp.path()).unwrap();
-    chain
-        .append(&[Content::Entry(entry("agent:g"), 1)])
-        .unwrap();
+    chain.append(&[line(entry("agent:g"))]).unwrap();
 
     let sound = verify(temp.path(), Some(identity.public())).unwrap();
     assert_eq!((sound.first, sound.last, sound.signed), (1, 8, 6));
@@ -81,9 +81,7 @@ fn the_oldest_file_goes_and_the_rest_stays_sound() {
     let temp = tempfile::tempdir().unwrap();
     let mut chain = Chain::open(temp.path()).unwrap();
     for _ in 0..AUDIT_FILES + 3 {
-        chain
-            .append(&[Content::Entry(entry("agent:a"), 1)])
-            .unwrap();
+        chain.append(&[line(entry("agent:a"))]).unwrap();
         chain.good = AUDIT_FILE_BYTES;
     }
     assert_eq!(files(temp.path()).unwrap().len(), AUDIT_FILES);
@@ -128,9 +126,7 @@ fn a_changed_line_is_named() {
 async fn a_full_disk_refuses_commits_and_recovers() {
     let temp = tempfile::tempdir().unwrap();
     let mut chain = Chain::open(temp.path()).unwrap();
-    chain
-        .append(&[Content::Entry(entry("agent:a"), 1)])
-        .unwrap();
+    chain.append(&[line(entry("agent:a"))]).unwrap();
     let good = std::mem::replace(&mut chain.file, full_disk());
     let mut writer = writer(chain);
     let order = |entry: Entry| {

@@ -1,4 +1,4 @@
-//! `clawmatrix audit`: the record of what other nodes asked for. Reads the files, so it needs no node
+//! `clawmatrix audit`: the record of what other nodes asked for and were asked for. Reads the files, so it needs no node
 //! that runs.
 
 use std::{
@@ -102,13 +102,20 @@ fn shown(line: &Value, paint: Paint) -> String {
         Some("allow") => paint.green("allow"),
         _ => paint.red("deny "),
     };
+    // Who asked, or who was asked. Lines of earlier versions are all of others.
+    let (arrow, other) = match line["dir"].as_str() {
+        Some("out") => ("->", text("to")),
+        _ => ("<-", text("from")),
+    };
     let mut out = format!(
-        "{} {decision} {} {} {}",
+        "{} {decision} {arrow} {other} {} {}",
         paint.dim(&head),
-        text("from"),
         text("action"),
         text("result")
     );
+    if line["decision"] == "deny" {
+        out.push_str(&format!(" (`{}`)", text("rule")));
+    }
     if let Some(ms) = line["ms"].as_u64() {
         out.push_str(&format!(" {ms} ms"));
     }
@@ -183,5 +190,21 @@ mod tests {
     fn an_entry_cannot_write_to_the_terminal() {
         let line = json!({"seq": 1, "ts": 0, "from": "attic", "action": "model:\u{1b}[2J", "decision": "deny"});
         assert!(!shown(&line, Paint::PLAIN).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn both_directions_and_the_rule_of_a_refusal_show() {
+        let line = |more: Value| {
+            let mut line = json!({"seq": 1, "ts": 0, "from": "attic", "action": "tool:exec", "decision": "deny", "rule": "no-exec"});
+            line.as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            shown(&line, Paint::PLAIN)
+        };
+        assert!(line(json!({})).contains("deny  <- attic tool:exec"));
+        assert!(line(json!({})).contains("(`no-exec`)"));
+        let out = line(json!({"dir": "out", "to": "office", "decision": "allow"}));
+        assert!(out.contains("allow -> office tool:exec"), "{out}");
+        assert!(!out.contains("no-exec"));
     }
 }

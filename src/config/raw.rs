@@ -172,7 +172,7 @@ pub struct RawConfig {
     #[schemars(title = "Telemetry", with = "Option<Switch>", extend("default" = false))]
     pub telemetry: Option<Value>,
 
-    /// Keep an audit record of what other nodes asked for. Settings instead of `true` have no effect
+    /// Keep an audit record of what nodes ask one another here. Settings instead of `true` have no effect
     /// in this version.
     #[schemars(title = "Audit", with = "Option<Switch>", extend("default" = true))]
     pub audit: Option<Value>,

@@ -2,10 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use http::{
-    HeaderMap, HeaderValue, Response,
-    header::{ACCEPT, CONTENT_TYPE},
-};
+use http::{HeaderValue, Response, header::CONTENT_TYPE};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -17,15 +14,6 @@ use crate::{
     },
     wire::code::Failure,
 };
-
-/// Whether the client wants events as they come.
-#[must_use]
-pub(super) fn wants_events(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(ACCEPT).iter();
-    accepted
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| value.contains("text/event-stream"))
-}
 
 /// What is told of an outcome, with the error it ended with.
 pub(super) fn with_error(
@@ -46,15 +34,21 @@ pub(super) fn whole(
     failure: Option<&Failure>,
     asked: Asked,
 ) -> Response<ReplyBody> {
-    let text = with_error(told, failure, asked.id).to_string();
-    match failure {
-        None => json(text, asked),
-        Some(failure) => {
-            let mut response = error::response(failure, asked);
-            *response.body_mut() = ReplyBody::whole(text);
-            response
-        }
-    }
+    text(
+        with_error(told, failure, asked.id).to_string().into(),
+        failure,
+        asked,
+    )
+}
+
+/// The same, already written.
+pub(super) fn text(text: Bytes, failure: Option<&Failure>, asked: Asked) -> Response<ReplyBody> {
+    let mut response = match failure {
+        None => json(String::new(), asked),
+        Some(failure) => error::response(failure, asked),
+    };
+    *response.body_mut() = ReplyBody::whole(text);
+    response
 }
 
 /// One server-sent event.

@@ -4,18 +4,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Response, StatusCode};
+use http::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{self, put_event, wants_events, with_error};
+use super::{
+    answer::{self, put_event, with_error},
+    client::{Client, Turn},
+};
 use crate::{
-    exchange::{Chain, Lineage, SESSION_HEADER},
     handoff::{
         outbound::{Handoffs, NewHandoff},
-        record::{Cursor, Ended, Event, Record},
+        record::{Cursor, Ended, Event, Outcome, Record},
     },
     ids::RequestId,
+    once::Once,
     proxy::{body::ReplyBody, error::Asked, list::json as json_answer},
     wire::code::{Code, Failure},
 };
@@ -40,16 +43,6 @@ pub struct Wanted {
     detach: bool,
 }
 
-/// The chain of the session a tool was called in, and whether one was named at all: then an agent
-/// asks.
-#[must_use]
-pub fn chain_of(lineage: &Lineage, headers: &HeaderMap) -> (Chain, bool) {
-    let session = headers
-        .get(SESSION_HEADER)
-        .and_then(|value| value.to_str().ok());
-    (lineage.of(session), session.is_some())
-}
-
 /// Cancels a handoff whose client has gone.
 struct CancelOnDrop(Option<Record>);
 
@@ -61,18 +54,31 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Starts a handoff.
+/// Starts a handoff, or follows the one that was started under the same `Idempotency-Key`.
 ///
 /// # Errors
-/// What [`Handoffs::start`] says.
+/// What [`Handoffs::start`] says; `idempotency_mismatch`, and `outcome_unknown` when what a repeat asks
+/// for is forgotten.
 pub async fn start(
     handoffs: &Handoffs,
-    lineage: &Lineage,
-    headers: &HeaderMap,
+    once: &Once<RequestId>,
     wanted: Wanted,
-    asked: Asked,
+    client: &Client<'_>,
 ) -> Result<Response<ReplyBody>, Failure> {
-    let (chain, agent) = chain_of(lineage, headers);
+    let begun = |id: &RequestId| {
+        let ended = handoffs.find(id).and_then(|record| record.ended());
+        ended.is_none_or(|ended| ended.outcome != Outcome::NotDispatched)
+    };
+    let ticket = match client.turn(once, begun).await? {
+        Turn::Run(ticket) => ticket,
+        Turn::Done(id) => {
+            let record = handoffs.find(&id).ok_or_else(forgotten)?;
+            // Who repeats does not own it: it ends with its first client.
+            let guard = CancelOnDrop(None);
+            return Ok(told_as(id, record, guard, wanted.detach, client).await);
+        }
+    };
+    let (chain, agent) = client.chain();
     let idle = match wanted.timeout {
         None => None,
         Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some(
@@ -95,26 +101,49 @@ pub async fn start(
         chain,
         agent,
     })?;
+    if let Some(ticket) = ticket {
+        ticket.done(id);
+    }
     let guard = CancelOnDrop((!wanted.detach).then(|| record.clone()));
+    Ok(told_as(id, record, guard, wanted.detach, client).await)
+}
+
+/// The refusal to a repeat whose result is not kept any more.
+pub(super) fn forgotten() -> Failure {
+    Failure::started(
+        Code::OutcomeUnknown,
+        "the request of this `Idempotency-Key` was begun before, and what came of it is no longer kept",
+    )
+}
+
+/// Follows it in the way the client wants.
+async fn told_as(
+    id: RequestId,
+    record: Record,
+    guard: CancelOnDrop,
+    detach: bool,
+    client: &Client<'_>,
+) -> Response<ReplyBody> {
+    let asked = client.asked;
     let mut cursor = Cursor::default();
     // Until something has happened the status is open.
     let first = record.next(&mut cursor).await;
-    if wants_events(headers) && matches!(first, Event::Started(_)) {
-        return Ok(follow(id, record, cursor, first, guard, asked));
+    if client.wants_events() && matches!(first, Event::Started(_)) {
+        return follow(id, record, cursor, first, guard, asked);
     }
-    if wanted.detach && matches!(first, Event::Started(_)) {
+    if detach && matches!(first, Event::Started(_)) {
         let mut response = json_answer(state(id, &record).to_string(), asked);
         *response.status_mut() = StatusCode::ACCEPTED;
-        return Ok(response);
+        return response;
     }
     let ended = record.finished().await;
     drop(guard);
-    if wants_events(headers) && ended.failure.is_none() {
+    if client.wants_events() && ended.failure.is_none() {
         let guard = CancelOnDrop(None);
-        return Ok(follow(id, record, cursor, first, guard, asked));
+        return follow(id, record, cursor, first, guard, asked);
     }
     let told = told(id, &record, Some(&ended));
-    Ok(answer::whole(told, ended.failure.as_ref(), asked))
+    answer::whole(told, ended.failure.as_ref(), asked)
 }
 
 /// State and result of one handoff.

@@ -1,15 +1,15 @@
 //! `POST /api/v1/send`: a message for an agent.
 
-use http::{HeaderMap, Response};
+use http::Response;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::handoff::chain_of;
+use super::client::{Client, Turn};
 use crate::{
-    exchange::Lineage,
     handoff::outbound::Handoffs,
     messages::outbound::{Messages, NewMessage, Sent},
-    proxy::{body::ReplyBody, error::Asked, list::json as json_answer},
+    once::Once,
+    proxy::{body::ReplyBody, list::json as json_answer},
     wire::code::Failure,
 };
 
@@ -27,22 +27,28 @@ const fn yes() -> bool {
     true
 }
 
-/// Sends it.
+/// Sends it, or tells what became of it under the same `Idempotency-Key`.
 ///
 /// # Errors
-/// What [`Messages::send`] says; `agent_not_found` and `node_not_found` when nobody is meant.
+/// What [`Messages::send`] says; `agent_not_found` and `node_not_found` when nobody is meant;
+/// `idempotency_mismatch`.
 pub async fn send(
     handoffs: &Handoffs,
     messages: &Messages,
-    lineage: &Lineage,
-    headers: &HeaderMap,
+    once: &Once<String>,
     wanted: Wanted,
-    asked: Asked,
+    client: &Client<'_>,
 ) -> Result<Response<ReplyBody>, Failure> {
-    let (chain, agent) = chain_of(lineage, headers);
+    let ticket = match client.turn(once, |_| true).await? {
+        Turn::Run(ticket) => ticket,
+        Turn::Done(answer) => return Ok(json_answer(answer, client.asked)),
+    };
+    let (chain, agent) = client.chain();
     let found = handoffs.find_agents(&wanted.target, true)?;
     let sent = messages
         .send(NewMessage {
+            // The other node takes a name once: a repeat after a failure does no harm.
+            id: client.name(),
             addressees: found.into_iter().map(|c| (c.node, c.agent)).collect(),
             text: wanted.message,
             wake: wanted.wake,
@@ -54,5 +60,9 @@ pub async fn send(
         Sent::Delivered(node) => json!({"delivered": true, "nodeId": node}),
         Sent::Queued(until) => json!({"queued": true, "expiresAt": until}),
     };
-    Ok(json_answer(answer.to_string(), asked))
+    let answer = answer.to_string();
+    if let Some(ticket) = ticket {
+        ticket.done(answer.clone());
+    }
+    Ok(json_answer(answer, client.asked))
 }

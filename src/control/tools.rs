@@ -1,20 +1,25 @@
 //! `/api/v1/tools/…`: runs a tool on a node, as JSON or, for commands, as events while it runs.
 
+mod requests;
+
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Response};
+use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use self::requests::{Done, Requests, Slot, WAITING};
 use super::{
-    answer::{self, put_event, wants_events, with_error},
-    handoff::chain_of,
+    answer::{self, put_event, with_error},
+    client::{Client, Turn},
+    handoff::forgotten,
 };
 use crate::{
-    exchange::Lineage,
     handoff::record::Ended,
+    ids::RequestId,
+    once::{Full, Once},
     policy::{EDIT, EXEC, LIST, READ, WRITE},
-    proxy::{body::ReplyBody, error::Asked},
+    proxy::{body::ReplyBody, error::Asked, list::json as json_answer},
     tools::{
         Event, Finished, Stream,
         args::invalid,
@@ -22,28 +27,50 @@ use crate::{
     },
     wire::{
         code::{Code, Failure},
-        limits::TOOL_FILE_BYTES,
+        limits::{IDEMPOTENT_KEYS, TOOL_FILE_BYTES},
     },
 };
 
 /// Longest body of a request: the longest file, escaped.
 pub const BODY_BYTES: u64 = 2 * TOOL_FILE_BYTES as u64;
+/// What a command prints.
+const OUTPUT: [&str; 2] = ["stdout", "stderr"];
 /// Body of a request for a tool: an object.
 pub type Wanted = Map<String, Value>;
 
-/// Runs `verb` (`exec`, `read`, `write`, `edit`, `list`, `invoke`) as the body says.
+/// What this API keeps of tool requests; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// By id.
+    pub requests: Requests,
+    /// By `Idempotency-Key`.
+    pub once: Once<RequestId>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self {
+            requests: Requests::default(),
+            once: Once::new(IDEMPOTENT_KEYS, Full::Refuse),
+        }
+    }
+}
+
+/// Runs `verb` (`exec`, `read`, `write`, `edit`, `list`, `invoke`) as the body says, or tells what came of
+/// it under the same `Idempotency-Key`.
 ///
 /// # Errors
-/// What [`Tools::start`] says, and `invalid_request`; what fails later is in the answer.
+/// What [`Tools::start`] says, `invalid_request`, `idempotency_mismatch`, and `outcome_unknown` when what
+/// a repeat asks for is forgotten; what fails later is in the answer.
 pub async fn run(
     tools: &Tools,
-    lineage: &Lineage,
-    headers: &HeaderMap,
+    kept: &Kept,
     verb: &str,
     wanted: Wanted,
-    asked: Asked,
+    client: &Client<'_>,
 ) -> Result<Response<ReplyBody>, Failure> {
-    let (chain, agent) = chain_of(lineage, headers);
+    let (chain, agent) = client.chain();
+    let asked = client.asked;
     let Prepared {
         node,
         tool,
@@ -51,6 +78,21 @@ pub async fn run(
         body,
         face,
     } = prepare(verb, wanted)?;
+    let streamed = client.wants_events();
+    let live = streamed && matches!(face, Face::Exec);
+    let requests = &kept.requests;
+    let ticket = match client.turn(&kept.once, |id| requests.stands(id)).await? {
+        Turn::Run(ticket) => ticket,
+        Turn::Done(id) => {
+            let done = requests.end_of(id).await.ok_or_else(forgotten)?;
+            return Ok(if live {
+                again(&done, asked)
+            } else {
+                answer::text(done.text.clone(), done.failure.as_ref(), asked)
+            });
+        }
+    };
+    let name = tool.clone();
     let mut following = tools.start(NewTool {
         node,
         tool,
@@ -59,9 +101,11 @@ pub async fn run(
         chain,
         agent,
     })?;
-    let mut answer = Answer::new(face);
-    let streamed = wants_events(headers);
-    let live = streamed && matches!(answer.face, Face::Exec);
+    let slot = requests.begin(asked.id, &name)?;
+    if let Some(ticket) = ticket {
+        ticket.done(asked.id);
+    }
+    let mut answer = Answer::new(face, slot, asked.id);
     // Until something has happened the status is open.
     let Some(first) = following.next().await else {
         return Err(Failure::started(Code::Internal, "the tool told nothing"));
@@ -82,6 +126,25 @@ pub async fn run(
         next = following.next().await;
     }
     Err(Failure::started(Code::Internal, "the tool never ended"))
+}
+
+/// State and result of one request.
+///
+/// # Errors
+/// `not_found`.
+pub fn look(kept: &Kept, id: &str, asked: Asked) -> Result<Response<ReplyBody>, Failure> {
+    let shown = id.parse().ok().and_then(|id| kept.requests.shown(&id));
+    let shown = shown.ok_or_else(|| {
+        Failure::not_started(
+            Code::NotFound,
+            "no such tool request; results are kept for ten minutes after their end",
+        )
+    })?;
+    let mut response = json_answer(shown.to_string(), asked);
+    if shown["state"] == WAITING {
+        *response.status_mut() = StatusCode::ACCEPTED;
+    }
+    Ok(response)
 }
 
 /// A request, taken apart.
@@ -192,6 +255,9 @@ fn unknown_key(key: &str) -> Failure {
 /// What has come so far.
 struct Answer {
     face: Face,
+    /// Where it is kept; dropped with a client that goes away.
+    slot: Slot,
+    id: RequestId,
     node: Option<String>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
@@ -199,9 +265,11 @@ struct Answer {
 }
 
 impl Answer {
-    const fn new(face: Face) -> Self {
+    const fn new(face: Face, slot: Slot, id: RequestId) -> Self {
         Self {
             face,
+            slot,
+            id,
             node: None,
             stdout: Vec::new(),
             stderr: Vec::new(),
@@ -211,11 +279,16 @@ impl Answer {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Started(node) => self.node = Some(node.to_string()),
+            Event::Started(node) => {
+                self.slot.started(node.as_str());
+                self.node = Some(node.to_string());
+            }
             Event::Output(Stream::Out, data) => self.stdout.extend_from_slice(&data),
             Event::Output(Stream::Err, data) => self.stderr.extend_from_slice(&data),
             Event::Body(data) => self.body.extend_from_slice(&data),
-            Event::Waits | Event::GoesOn | Event::Alive | Event::End(_) => {}
+            Event::Waits => self.slot.waits(true),
+            Event::GoesOn => self.slot.waits(false),
+            Event::Alive | Event::End(_) => {}
         }
     }
 
@@ -231,30 +304,26 @@ impl Answer {
 
     /// The whole answer; a failure with its status.
     fn whole(mut self, ended: Result<Finished, Failure>, asked: Asked) -> Response<ReplyBody> {
-        let (told, failure) = self.told(ended, true);
-        answer::whole(told, failure.as_ref(), asked)
+        let (told, failure) = self.told(ended);
+        let text = self.slot.end(told, failure.as_ref());
+        answer::text(text, failure.as_ref(), asked)
     }
 
-    /// `{nodeId, outcome, …}`. `output` puts what a command printed into it.
-    fn told(
-        &mut self,
-        ended: Result<Finished, Failure>,
-        output: bool,
-    ) -> (Map<String, Value>, Option<Failure>) {
+    /// `{id, nodeId, outcome, …}`.
+    fn told(&mut self, ended: Result<Finished, Failure>) -> (Map<String, Value>, Option<Failure>) {
         let (result, mut failure) = match ended {
             Ok(Finished { result, failure }) => (Some(result), failure),
             Err(failure) => (None, Some(failure)),
         };
         let mut out = Map::new();
+        out.insert("id".into(), json!(self.id));
         out.insert("nodeId".into(), json!(self.node));
         out.insert("outcome".into(), Value::Null);
         match &self.face {
             Face::Exec => {
                 merge(&mut out, result);
-                if output {
-                    put_text(&mut out, "stdout", &self.stdout);
-                    put_text(&mut out, "stderr", &self.stderr);
-                }
+                put_text(&mut out, "stdout", &self.stdout);
+                put_text(&mut out, "stderr", &self.stderr);
             }
             Face::Read(path, only_text) => {
                 out.insert("path".into(), json!(path));
@@ -357,22 +426,19 @@ impl Decoder {
 struct Live {
     following: Following,
     first: Option<Event>,
-    answer: Answer,
+    /// None once it has ended.
+    answer: Option<Answer>,
     out: Decoder,
     err: Decoder,
-    asked: Asked,
-    over: bool,
 }
 
 fn events(following: Following, answer: Answer, first: Event, asked: Asked) -> Response<ReplyBody> {
     let live = Live {
         following,
         first: Some(first),
-        answer,
+        answer: Some(answer),
         out: Decoder::default(),
         err: Decoder::default(),
-        asked,
-        over: false,
     };
     let pieces = stream::unfold(
         live,
@@ -384,7 +450,7 @@ fn events(following: Following, answer: Answer, first: Event, asked: Asked) -> R
 impl Live {
     async fn next(&mut self) -> Option<Bytes> {
         let mut out = Vec::new();
-        while out.is_empty() && !self.over {
+        while out.is_empty() && self.answer.is_some() {
             let event = match self.first.take() {
                 Some(first) => first,
                 None => self.following.next().await?,
@@ -394,29 +460,63 @@ impl Live {
         (!out.is_empty()).then(|| out.into())
     }
 
-    fn put(&mut self, out: &mut Vec<u8>, event: Event) {
-        match event {
-            // The head goes out, so that the client knows that it runs.
-            Event::Started(_) | Event::Alive => {
-                self.answer.take(event);
-                out.extend_from_slice(b": alive\n\n");
-            }
-            Event::Waits => put_event(out, "approval", &self.answer.approval("pending")),
-            Event::GoesOn => put_event(out, "approval", &self.answer.approval("approved")),
-            Event::Output(Stream::Out, data) => put_output(out, "stdout", self.out.feed(&data)),
-            Event::Output(Stream::Err, data) => put_output(out, "stderr", self.err.feed(&data)),
-            Event::Body(_) => self.answer.take(event),
-            Event::End(ended) => {
-                put_output(out, "stdout", self.out.rest());
-                put_output(out, "stderr", self.err.rest());
-                // What a command printed has been told; everything else is in its end.
-                let (told, failure) = self.answer.told(ended, false);
-                let data = with_error(told, failure.as_ref(), self.asked.id);
-                put_event(out, "end", &data);
-                self.over = true;
-            }
+    fn put_approval(&self, out: &mut Vec<u8>, state: &str) {
+        if let Some(answer) = &self.answer {
+            put_event(out, "approval", &answer.approval(state));
         }
     }
+
+    fn put(&mut self, out: &mut Vec<u8>, event: Event) {
+        match &event {
+            // The head goes out, so that the client knows that it runs.
+            Event::Started(_) | Event::Alive => out.extend_from_slice(b": alive\n\n"),
+            Event::Waits => self.put_approval(out, "pending"),
+            Event::GoesOn => self.put_approval(out, "approved"),
+            Event::Output(Stream::Out, data) => put_output(out, "stdout", self.out.feed(data)),
+            Event::Output(Stream::Err, data) => put_output(out, "stderr", self.err.feed(data)),
+            Event::Body(_) => {}
+            Event::End(_) => {
+                put_output(out, "stdout", self.out.rest());
+                put_output(out, "stderr", self.err.rest());
+            }
+        }
+        if let Event::End(ended) = event {
+            if let Some(mut answer) = self.answer.take() {
+                let (told, failure) = answer.told(ended);
+                answer.slot.end(told.clone(), failure.as_ref());
+                put_end(out, with_error(told, failure.as_ref(), answer.id));
+            }
+        } else if let Some(answer) = &mut self.answer {
+            answer.take(event);
+        }
+    }
+}
+
+/// The last event, without the output that was told before.
+fn put_end(out: &mut Vec<u8>, mut told: Value) {
+    if let Value::Object(told) = &mut told {
+        for name in OUTPUT {
+            told.remove(name);
+            told.remove(&format!("{name}Encoding"));
+        }
+    }
+    put_event(out, "end", &told);
+}
+
+/// A command that has ended, once more as events.
+fn again(done: &Done, asked: Asked) -> Response<ReplyBody> {
+    let mut out = Vec::new();
+    let told: Value = serde_json::from_slice(&done.text).unwrap_or_default();
+    for name in OUTPUT {
+        let text = told[name].as_str().filter(|text| !text.is_empty());
+        let kind = match told[format!("{name}Encoding")] {
+            Value::Null => "text",
+            _ => "base64",
+        };
+        put_output(&mut out, name, text.map(|text| json!({kind: text})));
+    }
+    put_end(&mut out, told);
+    answer::events(stream::iter([Bytes::from(out)]), asked)
 }
 
 fn put_output(out: &mut Vec<u8>, name: &str, data: Option<Value>) {

@@ -25,6 +25,7 @@ use super::{
     target::{Candidate, Search},
 };
 use crate::{
+    audit::Asking,
     drain::Tasks,
     exchange::{
         Call, Chain, Exchange, Item, Kind, NewRequest, Phase, SessionRef, Sessions, Timeouts,
@@ -87,6 +88,8 @@ pub struct Parts {
     pub view: watch::Receiver<Arc<View>>,
     /// Our own agents, when they are named.
     pub service: HandoffService,
+    /// Hears of what others are asked.
+    pub audit: Asking,
     /// Runs the handoffs.
     pub tasks: Tasks,
 }
@@ -294,16 +297,6 @@ impl Attempts {
         if candidate.node == parts.us {
             return self.local(record, candidate).await;
         }
-        let session = parts.sessions.session(&candidate.node).await?;
-        if session.peer().level < parts.min_trust {
-            return Err(Failure::not_started(
-                Code::Forbidden,
-                format!(
-                    "node `{}` is trusted less than `outbound.minTrust` asks for",
-                    candidate.node
-                ),
-            ));
-        }
         let rid = if index == 0 {
             self.id
         } else {
@@ -318,16 +311,28 @@ impl Attempts {
             "hops": self.hops,
             "actor": if self.new.agent { "agent" } else { "user" },
         });
+        let fields = inside(&fields);
+        let agent = candidate.agent.as_deref().unwrap_or("?");
+        let action = format!("agent:{agent}");
+        let audit = &parts.audit;
+        let question = audit.ask(&candidate.node, rid, &action, fields.as_bytes());
+        let session = parts.sessions.session(&candidate.node).await;
+        let (question, session) = question.after(session)?;
+        let question = question.admit(session.peer(), parts.min_trust)?;
         let body = Bytes::from([self.new.task.as_bytes(), context.as_bytes()].concat());
         let sent = session.elapsed();
-        let call = self.open(&session, rid, &inside(&fields), body)?;
-        match read(call, record).await {
+        let (question, call) = question.after(self.open(&session, rid, &fields, body))?;
+        question.begun();
+        let result = match read(call, record).await {
             Err(failure) if failure.code == Code::OutcomeUnknown => {
                 let lost = Lost { session, sent, rid };
                 self.attach_again(record, &candidate.node, &lost).await
             }
             result => result,
-        }
+        };
+        let (question, ended) = question.after(result)?;
+        question.ended(ended.outcome.as_str());
+        Ok(ended)
     }
 
     /// An agent of our own, named by the asker.

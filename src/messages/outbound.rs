@@ -17,7 +17,8 @@ use super::{
     store::{Store, Waiting, now, now_micros},
 };
 use crate::{
-    exchange::{Chain, Exchange, Kind, NewRequest, Sessions, Timeouts, looped},
+    audit::{Asking, Question},
+    exchange::{Chain, Exchange, Kind, NewRequest, SessionRef, Sessions, Timeouts, looped},
     ids::{NodeId, RequestId},
     mesh::{
         session::Class,
@@ -33,6 +34,8 @@ use crate::{
 /// A message of somebody on this node.
 #[derive(Debug)]
 pub struct NewMessage {
+    /// Names it, if it may be sent again; the node it is for takes a name once.
+    pub id: Option<RequestId>,
     /// Nodes and agents that may take it, the best first.
     pub addressees: Vec<(NodeId, Option<String>)>,
     /// The text.
@@ -71,6 +74,8 @@ pub struct Parts {
     pub service: MessageService,
     /// Where messages wait.
     pub store: Store,
+    /// Hears of what others are sent.
+    pub audit: Asking,
 }
 
 /// Sends messages; cheap to clone.
@@ -123,7 +128,7 @@ impl Messages {
         else {
             return Err(Failure::not_started(Code::AgentNotFound, "nobody is named"));
         };
-        let id = RequestId::random();
+        let id = new.id.unwrap_or_else(RequestId::random);
         if node == parts.us {
             if !new.chain.hops.is_empty() {
                 return Err(looped());
@@ -153,23 +158,37 @@ impl Messages {
             }
         }
         let until = message.until;
-        on_disk(&parts.store, move |store| store.put(&message)).await?;
+        let question = self.question(&message);
+        let stored = on_disk(&parts.store, move |store| store.put(&message)).await;
+        let (question, ()) = question.after(stored)?;
+        question.ended("queued");
         self.0.stored.notify_one();
         Ok(Sent::Queued(until))
+    }
+
+    /// What the record shows of a message: for whom it is, and the hash of what is said.
+    fn question(&self, message: &Waiting) -> Question {
+        let agent = message.agent.as_deref().unwrap_or("?");
+        let action = format!("send:{agent}");
+        let audit = &self.0.parts.audit;
+        audit.ask(&message.node, message.id, &action, message.text.as_bytes())
     }
 
     async fn attempt(&self, message: &Waiting) -> Result<(), Failure> {
         let parts = &self.0.parts;
         let session = parts.sessions.session(&message.node).await?;
-        if session.peer().level < parts.min_trust {
-            return Err(Failure::not_started(
-                Code::Forbidden,
-                format!(
-                    "node `{}` is trusted less than `outbound.minTrust` asks for",
-                    message.node
-                ),
-            ));
+        let question = self.question(message);
+        let question = question.admit(session.peer(), parts.min_trust)?;
+        let sent = self.put(&session, message).await;
+        match &sent {
+            Ok(()) => question.ended("delivered"),
+            Err(failure) if later(failure) => question.put_off(),
+            Err(failure) => question.failed(failure),
         }
+        sent
+    }
+
+    async fn put(&self, session: &SessionRef, message: &Waiting) -> Result<(), Failure> {
         let left = Duration::from_secs(message.until.saturating_sub(now()));
         let fields = json!({
             "id": message.id,
@@ -181,8 +200,8 @@ impl Messages {
             "actor": if message.actor_agent { "agent" } else { "user" },
         })
         .to_string();
-        let mut call = parts.exchange.open(
-            &session,
+        let mut call = self.0.parts.exchange.open(
+            session,
             NewRequest {
                 // A fresh one: the exchange at the other side does not answer an old one again.
                 rid: RequestId::random(),
@@ -238,6 +257,7 @@ impl Messages {
         for message in waiting {
             if message.until <= now() {
                 tracing::warn!(id = ?message.id, node = %message.node, "a message was never delivered: its node stayed away");
+                self.question(&message).ended("expired");
                 done.push(message.id);
             } else if here(&view, &message.node) && !failing.contains(&message.node) {
                 match self.attempt(&message).await {

@@ -12,7 +12,6 @@ use super::{
     Route,
     answer::{Answer, AnswerBody},
     headers,
-    idempotency::Key,
     provider::Piece,
     serve::{Ask, Server},
     splice::{push_string, scan},
@@ -23,6 +22,7 @@ use crate::{
     exchange::{BodyReader, End, HeldBody, InboundHandler, Incoming, NodeBudget, Reply},
     ids::{NodeId, RequestId},
     mesh::session::{Class, Peer},
+    once::Key,
     wire::{
         code::{Code, Failure},
         limits::{HOPS, INITIAL_WINDOW, INLINE_BODY_BYTES},
@@ -100,6 +100,9 @@ impl ModelService {
             reply,
             ..
         } = incoming;
+        if let Some(entry) = self.0.audit.watched().then(|| entry(&caller, rid, &json)) {
+            self.0.audit.announce(&entry);
+        }
         let served = self.serve(&caller, &json, body_bytes, &mut body);
         let Some(served) = reply.unless_cancelled(served).await else {
             return;
@@ -122,10 +125,7 @@ impl ModelService {
     /// Tells the record how a request went, up to the provider's status. Level 0: it has no effect
     /// here, so it never waits for the disk.
     fn audit(&self, caller: &Peer, rid: RequestId, json: &[u8], told: impl FnOnce(Entry) -> Entry) {
-        let model = serde_json::from_slice::<ModelReq<'_>>(json).map(|request| request.model);
-        let action = format!("model:{}", model.as_deref().unwrap_or("?"));
-        let entry = Entry::new(caller, rid, &action, json).ruled("models", 0);
-        self.0.audit.record(told(entry));
+        self.0.audit.record(told(entry(caller, rid, json)));
     }
 
     /// Everything up to the head of the provider's answer.
@@ -250,6 +250,12 @@ impl ModelService {
             }
         }
     }
+}
+
+fn entry(caller: &Peer, rid: RequestId, json: &[u8]) -> Entry {
+    let model = serde_json::from_slice::<ModelReq<'_>>(json).map(|request| request.model);
+    let action = format!("model:{}", model.as_deref().unwrap_or("?"));
+    Entry::new(caller, rid, &action, json).ruled("models", 0)
 }
 
 /// The next bytes, unless the asking side gives up first (`Err(None)`).

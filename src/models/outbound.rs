@@ -16,15 +16,16 @@ use super::{
     answer::{Answer, AnswerBody, Clock, check},
     commit::CommitPoint,
     headers,
-    idempotency::Key,
     select::{Candidate, Path, Target, Us},
     serve::{Ask, Server},
     splice::{Scan, push_string},
 };
 use crate::{
-    exchange::{Exchange, HeldBody, Item, Kind, NewRequest, Sessions, Timeouts},
+    audit::Asking,
+    exchange::{Exchange, HeldBody, Item, Kind, NewRequest, SessionRef, Sessions, Timeouts},
     ids::{NodeId, RequestId},
     mesh::{session::Class, view::View},
+    once::Key,
     wire::{
         code::{Code, Failure},
         limits::{
@@ -81,6 +82,7 @@ struct Inner {
     exchange: Exchange,
     sessions: Arc<dyn Sessions>,
     view: watch::Receiver<Arc<View>>,
+    audit: Asking,
 }
 
 /// The `meta` of an answer's head.
@@ -95,7 +97,8 @@ struct Meta<'a> {
 }
 
 impl Outbound {
-    /// Joins what can answer: our own models (`server`) and other nodes (`exchange` over `sessions`).
+    /// Joins what can answer: our own models (`server`) and other nodes (`exchange` over `sessions`);
+    /// `audit` hears of what others are asked.
     #[must_use]
     pub fn new(
         us: Us,
@@ -103,6 +106,7 @@ impl Outbound {
         exchange: Exchange,
         sessions: Arc<dyn Sessions>,
         view: watch::Receiver<Arc<View>>,
+        audit: Asking,
     ) -> Self {
         Self(Arc::new(Inner {
             us,
@@ -110,6 +114,7 @@ impl Outbound {
             exchange,
             sessions,
             view,
+            audit,
         }))
     }
 
@@ -228,21 +233,37 @@ impl Outbound {
         index: usize,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let session = self.0.sessions.session(node).await?;
-        if session.peer().level < self.0.us.min_trust {
-            return Err(Failure::not_started(
-                Code::Forbidden,
-                format!("node `{node}` is trusted less than `outbound.minTrust` asks for"),
-            ));
-        }
+        let inner = &*self.0;
+        let rid = if index == 0 {
+            request.id
+        } else {
+            RequestId::random()
+        };
+        let fields = fields(request, &inner.us.node);
+        let action = format!("model:{}", request.model);
+        let question = inner.audit.ask(node, rid, &action, fields.as_bytes());
+        question.announced();
+        let session = inner.sessions.session(node).await;
+        let (question, session) = question.after(session)?;
+        let question = question.admit(session.peer(), inner.us.min_trust)?;
+        let answer = self.ask(request, &session, rid, fields, deadline).await;
+        let (question, answer) = question.after(answer)?;
+        question.ended(&answer.status.to_string());
+        Ok(answer)
+    }
+
+    async fn ask(
+        &self,
+        request: &ModelRequest,
+        session: &SessionRef,
+        rid: RequestId,
+        fields: String,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
         let new = NewRequest {
-            rid: if index == 0 {
-                request.id
-            } else {
-                RequestId::random()
-            },
+            rid,
             kind: Kind::Model,
-            fields: fields(request, &self.0.us.node),
+            fields,
             body: request.body.clone(),
             class: if request.body.len() as u64 > INITIAL_WINDOW {
                 Class::Bulk
@@ -257,7 +278,7 @@ impl Outbound {
                 until_first_byte: request.scan.stream,
             },
         };
-        let mut call = self.0.exchange.open(&session, new)?;
+        let mut call = self.0.exchange.open(session, new)?;
         loop {
             match call.next().await? {
                 Some(Item::Accept | Item::Waits) => {}

@@ -12,14 +12,17 @@ use super::{
     answer::{Answer, AnswerBody, Clock, ServedBody, late},
     endpoint::Endpoint,
     headers,
-    idempotency::{Idempotency, Key, Turn},
+    idempotency::{Idempotency, Turn},
     lent::{Lent, LentModel, LentModels},
     provider::{Client, Pieces, ProviderAnswer, ProviderError},
     splice,
 };
-use crate::wire::{
-    code::{Code, Failure},
-    limits::{PROVIDER_ERROR_BYTES, PROVIDER_ERROR_TIMEOUT},
+use crate::{
+    once::Key,
+    wire::{
+        code::{Code, Failure},
+        limits::{PROVIDER_ERROR_BYTES, PROVIDER_ERROR_TIMEOUT},
+    },
 };
 
 /// A request for a model we lend.

@@ -188,25 +188,66 @@ mod tests {
         )
     }
 
+    /// Code, status, whether `Retry-After` is there: protocol 7.5, and what HTTP itself needs.
+    const TABLE: &[(&str, u16, bool)] = &[
+        ("invalid_request", 400, false),
+        ("unsupported_type", 501, false),
+        ("protocol_error", 502, false),
+        ("invalid_api_key", 401, false),
+        ("forbidden", 403, false),
+        ("policy_denied", 403, false),
+        ("approval_denied", 403, false),
+        ("approval_expired", 403, false),
+        ("model_not_found", 404, false),
+        ("agent_not_found", 404, false),
+        ("node_not_found", 404, false),
+        ("not_found", 404, false),
+        ("method_not_allowed", 405, false),
+        ("payload_too_large", 413, false),
+        ("unsupported_media_type", 415, false),
+        ("misdirected_request", 421, false),
+        ("idempotency_mismatch", 422, false),
+        ("rate_limited", 429, true),
+        ("budget_exceeded", 429, true),
+        ("upstream_error", 502, false),
+        ("no_route", 503, true),
+        ("peer_unreachable", 503, true),
+        ("overloaded", 503, true),
+        ("shutting_down", 503, true),
+        ("stale_request", 503, true),
+        ("audit_unavailable", 503, true),
+        ("timeout", 504, false),
+        ("deadline_exceeded", 504, false),
+        ("stream_lost", 502, false),
+        ("e2e_auth_failed", 502, false),
+        ("outcome_unknown", 502, false),
+        ("flow_control", 502, false),
+        ("loop_detected", 508, false),
+        ("cancelled", 499, false),
+        ("identity_conflict", 409, false),
+        ("internal", 500, false),
+    ];
+
+    /// T87: the table of the protocol, written down once more, so that a change shows.
     #[test]
     fn every_code_has_its_status_shape_and_retry_advice() {
-        for code in Code::ALL {
-            let response = answer(*code, false);
-            assert_eq!(response.status().as_u16(), code.http_status(), "{code:?}");
-            let listed = matches!(code.http_status(), 429 | 503);
-            assert_eq!(
-                response.headers().contains_key(RETRY_AFTER),
-                listed,
-                "{code:?}"
-            );
-            let text = object(
-                &Failure::not_started(*code, "why \"so\""),
-                RequestId([7; 16]),
-            );
-            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(TABLE.len(), Code::ALL.len());
+        for (text, status, retry) in TABLE {
+            let code = Code::from_text(text).unwrap();
+            let response = answer(code, false);
+            assert_eq!(response.status().as_u16(), *status, "{text}");
+            let headers = response.headers();
+            assert_eq!(headers.contains_key(RETRY_AFTER), *retry, "{text}");
+            if let Some(wait) = headers.get(RETRY_AFTER) {
+                let wait: u64 = wait.to_str().unwrap().parse().unwrap();
+                assert!((1..=30).contains(&wait), "{text}");
+            }
+            let failure = Failure::not_started(code, "why \"so\"");
+            let shown = object(&failure, RequestId([7; 16]));
+            let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
             let error = &value["error"];
             assert_eq!(error["message"], "why \"so\"");
-            assert_eq!(error["code"], code.as_str());
+            assert_eq!(error["code"], *text);
             assert!(error["type"].is_string() && error["param"].is_null());
             assert_eq!(error["request_id"], "07".repeat(16));
         }

@@ -70,6 +70,25 @@ pub async fn post(
     }
 }
 
+/// The `Idempotency-Key` of a request, if it has one.
+///
+/// # Errors
+/// `invalid_request` for one that is empty, too long or no text.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Failure> {
+    let Some(key) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let key = key.to_str().ok();
+    let key = key.filter(|key| !key.is_empty() && key.len() <= IDEMPOTENCY_CHARS);
+    let key = key.ok_or_else(|| {
+        Failure::not_started(
+            Code::InvalidRequest,
+            format!("`idempotency-key` is 1 to {IDEMPOTENCY_CHARS} characters of plain text"),
+        )
+    })?;
+    Ok(Some(key.to_owned()))
+}
+
 async fn read(
     models: &Models,
     route: Route,
@@ -79,16 +98,7 @@ async fn read(
     asked: Asked,
 ) -> Result<ModelRequest, Failure> {
     let invalid = |text: String| Failure::not_started(Code::InvalidRequest, text);
-    let idempotency = match given.get("idempotency-key") {
-        None => None,
-        Some(key) => Some(
-            key.to_str()
-                .ok()
-                .filter(|key| key.len() <= IDEMPOTENCY_CHARS)
-                .ok_or_else(|| invalid("`idempotency-key` is too long or not text".into()))?
-                .to_owned(),
-        ),
-    };
+    let idempotency = idempotency_key(given)?;
     let (mut body, held) = upload::read(body).await?;
     let refused = |error: crate::models::splice::ScanError| invalid(error.to_string());
     let mut found = scan(&body).map_err(refused)?;

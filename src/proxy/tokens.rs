@@ -163,6 +163,8 @@ struct File {
 pub struct Grant {
     /// Which kind of token.
     pub kind: TokenKind,
+    /// Digest of the token: tells one client's requests from another's.
+    pub owner: [u8; 32],
     scopes: Vec<Scope>,
     in_flight: Arc<AtomicUsize>,
 }
@@ -309,6 +311,7 @@ impl TokenStore {
         let entry = entries.get(usize::try_from(found).ok()?)?;
         Some(Grant {
             kind: entry.kind,
+            owner: entry.digest,
             scopes: entry.scopes.clone(),
             in_flight: entry.in_flight.clone(),
         })

@@ -17,6 +17,7 @@ use super::{
     target,
 };
 use crate::{
+    audit::{Asking, Question},
     exchange::{
         Call as Exchanged, Chain, Exchange, Item, Kind, NewRequest, Sessions, Timeouts, looped,
     },
@@ -72,6 +73,8 @@ pub struct Parts {
     pub view: watch::Receiver<Arc<View>>,
     /// Our own tools, when this node is named.
     pub service: ToolService,
+    /// Hears of what others are asked.
+    pub audit: Asking,
 }
 
 /// Asks for tools; cheap to clone.
@@ -161,13 +164,6 @@ impl Tools {
                 .await?;
             return Ok(Source::Here(running));
         }
-        let session = parts.sessions.session(node).await?;
-        if session.peer().level < parts.min_trust {
-            return Err(Failure::not_started(
-                Code::Forbidden,
-                format!("node `{node}` is trusted less than `outbound.minTrust` asks for"),
-            ));
-        }
         let fields = json!({
             "tool": asked.new.tool,
             "args": asked.new.args,
@@ -175,11 +171,17 @@ impl Tools {
             "actor": if asked.new.agent { "agent" } else { "user" },
         })
         .to_string();
+        let rid = RequestId::random();
+        let action = format!("tool:{}", asked.new.tool);
+        let question = parts.audit.ask(node, rid, &action, fields.as_bytes());
+        let session = parts.sessions.session(node).await;
+        let (question, session) = question.after(session)?;
+        let question = question.admit(session.peer(), parts.min_trust)?;
         let bulk = asked.new.body.len() > BULK_BYTES;
         let call = parts.exchange.open(
             &session,
             NewRequest {
-                rid: RequestId::random(),
+                rid,
                 kind: Kind::Tool,
                 fields: fields[1..fields.len() - 1].to_owned(),
                 body: asked.new.body.clone(),
@@ -197,8 +199,10 @@ impl Tools {
                     until_first_byte: false,
                 },
             },
-        )?;
-        Ok(Source::There(call, Frames::default(), false))
+        );
+        let (question, call) = question.after(call)?;
+        question.begun();
+        Ok(Source::There(call, Frames::default(), false, question))
     }
 }
 
@@ -209,8 +213,8 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 #[derive(Debug)]
 enum Source {
     Here(Running),
-    /// The exchange, its frames, and whether a person is asked.
-    There(Exchanged, Frames, bool),
+    /// The exchange, its frames, whether a person is asked, and what is answered when it goes.
+    There(Exchanged, Frames, bool, Question),
 }
 
 /// A tool that was asked for. Dropping it cancels the tool.
@@ -241,7 +245,10 @@ impl Following {
         }
         loop {
             if let Some(event) = self.ready.pop_front() {
-                self.over = matches!(event, Event::End(_));
+                if let Event::End(ended) = &event {
+                    self.over = true;
+                    self.close(ended);
+                }
                 self.passed |= !matches!(
                     event,
                     Event::Started(_) | Event::Alive | Event::Waits | Event::GoesOn
@@ -252,11 +259,26 @@ impl Following {
                 Ok(()) => continue,
                 Err(failure) => failure,
             };
-            self.at = None;
+            let failed = Err(failure.clone());
+            self.close(&failed);
             self.named = false;
             if !self.again(&failure) {
                 self.over = true;
                 return Some(Event::End(Err(failure)));
+            }
+        }
+    }
+
+    /// Nothing more comes from whoever was asked.
+    fn close(&mut self, ended: &Result<Finished, Failure>) {
+        if let Some(Source::There(_, _, _, question)) = self.at.take() {
+            match ended {
+                Ok(Finished { failure: None, .. }) => question.ended("completed"),
+                Ok(Finished {
+                    failure: Some(failure),
+                    ..
+                })
+                | Err(failure) => question.failed(failure),
             }
         }
     }
@@ -275,7 +297,7 @@ impl Following {
         }
         let mut events = match &mut self.at {
             Some(Source::Here(running)) => here(running).await?,
-            Some(Source::There(call, frames, waits)) => there(call, frames, waits).await?,
+            Some(Source::There(call, frames, waits, _)) => there(call, frames, waits).await?,
             None => Vec::new(),
         };
         if let Some(Event::End(Err(failure))) = events.first() {

@@ -358,7 +358,9 @@ pub const COMMIT_HOLD_BYTES: usize = 64 * KIB;
 pub const KNOWN_MODEL_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// An answer under an `Idempotency-Key` is kept this long (7.2).
 pub const IDEMPOTENT_MEMORY: Duration = Duration::from_secs(600);
-/// Answers kept at once.
+/// Keys of handoffs, messages and tools each: never forgotten early, since what they name has effects.
+pub const IDEMPOTENT_KEYS: usize = 1024;
+/// Answers of models kept at once.
 pub const IDEMPOTENT_ANSWERS: usize = 64;
 /// Longest answer that is kept: with [`IDEMPOTENT_ANSWERS`], 16 MiB in all.
 pub const IDEMPOTENT_ANSWER_BYTES: usize = 256 * KIB;
@@ -452,6 +454,14 @@ pub const TOOL_ARGS_BYTES: usize = 24 * KIB;
 pub const TOOL_FILE_BYTES: usize = 16 * MIB;
 /// Entries of a folder that are listed.
 pub const TOOL_LIST_ENTRIES: usize = 5000;
+/// Tool requests of ours that are known by their id; the oldest that has ended makes room.
+pub const TOOL_REQUESTS: usize = 1024;
+/// How long after their end (7.2).
+pub const TOOL_MEMORY: Duration = RID_MEMORY;
+/// Longest answer that is kept whole; of a longer one its outcome is.
+pub const TOOL_KEPT_ANSWER: usize = 4 * MIB;
+/// Bytes of kept answers in all.
+pub const TOOL_KEPT_BYTES: usize = 32 * MIB;
 /// Tools under way for one asking node.
 pub const TOOLS_PER_PEER: usize = 4;
 /// Tools under way in all.
@@ -490,6 +500,13 @@ pub const AUDIT_NAME_CHARS: usize = 192;
 pub const AUDIT_FILE_BYTES: u64 = 16 << 20;
 /// Files kept: half a gigabyte, some million lines.
 pub const AUDIT_FILES: usize = 32;
+
+/// Events kept for those who watch; a slower reader hears of a gap.
+pub const EVENTS_KEPT: usize = 1024;
+/// Clients that watch events at once.
+pub const EVENT_WATCHERS: usize = 64;
+/// A stream of events that is silent for this long says that it lives.
+pub const EVENT_KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 // -- 9 local surface -----------------------------------------------------------------------------
 /// Connections to the local API.

@@ -17,9 +17,10 @@ use clawmatrix::{
     audit::Audit,
     budgets::{Budgets, inbound::Metered},
     config::{ModelConfig, ProxyModel, ToolConfig, TrustConfig},
-    control::{Control, status::Facts},
+    control::{Control, Kept, status::Facts},
     crypto::identity::PublicKey,
     drain::Tasks,
+    events::Events,
     exchange::{Exchange, Handlers, Kind, Lineage, Opening, Sessions},
     handoff::{
         inbound::{HandoffService, OfferedAgent},
@@ -88,7 +89,7 @@ pub struct Setup {
     pub folder: Option<tempfile::TempDir>,
     /// What others may use.
     pub budgets: Budgets,
-    /// Where it records what others ask for.
+    /// Where it records what others ask for, and it of others.
     pub audit: Audit,
     /// Longest silence of a handoff.
     pub idle: Duration,
@@ -197,6 +198,7 @@ pub struct Node {
     boot: Boot,
     pub lineage: Lineage,
     pub tool_service: ToolService,
+    pub events: Events,
     temp: tempfile::TempDir,
     _launch: clawmatrix::proxy::tokens::LaunchToken,
 }
@@ -215,6 +217,11 @@ impl Node {
         let view = watch::Sender::new(Arc::<View>::default());
         let sessions = Arc::new(Table::default());
 
+        let boot = Boot([setup.boot; 16]);
+        let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
+        let events = Events::default();
+        let audit = setup.audit.telling(events.clone());
+        let asking = audit.clone().asking(name.clone(), key.id());
         let us = |proxy_models| Us {
             node: name.clone(),
             min_trust: Level::Pinned,
@@ -222,12 +229,7 @@ impl Node {
         };
         let lent = LentModels::new(setup.models, false, port, &setup.providers, setup.refresher);
         let server = Server::new(lent.clone(), Client::new(tasks.clone()), 256 << 20);
-        let service = ModelService::new(
-            name.clone(),
-            server.clone(),
-            setup.audit.clone(),
-            tasks.clone(),
-        );
+        let service = ModelService::new(name.clone(), server.clone(), audit.clone(), tasks.clone());
         let lineage = Lineage::default();
         let agents = setup.agents.iter().map(|agent| AgentOffer {
             id: agent.id.clone(),
@@ -239,7 +241,7 @@ impl Node {
             setup.agents,
             setup.idle,
             lineage.clone(),
-            setup.audit.clone(),
+            audit.clone(),
             tasks.clone(),
         );
         let store = Store::open(&dir).unwrap();
@@ -248,7 +250,7 @@ impl Node {
             Arc::new(Everybody(agents.first().map(|agent| agent.id.clone()))),
             setup.courier,
             store.clone(),
-            setup.audit.clone(),
+            audit.clone(),
             tasks.clone(),
         );
         let tool_service = ToolService::new(tools_inbound::Parts {
@@ -259,7 +261,7 @@ impl Node {
             gateway: setup.gateway,
             tags: Arc::new(|_| vec![]),
             budgets: setup.budgets.clone(),
-            audit: setup.audit.clone(),
+            audit: audit.clone(),
             desk: setup.desk.clone(),
             tasks: tasks.clone(),
         });
@@ -289,6 +291,7 @@ impl Node {
             exchange.clone(),
             sessions.clone(),
             view.subscribe(),
+            asking.clone(),
         );
         let handoffs = Handoffs::new(Parts {
             us: name.clone(),
@@ -298,6 +301,7 @@ impl Node {
             sessions: sessions.clone(),
             view: view.subscribe(),
             service: handoff_service,
+            audit: asking.clone(),
             tasks: tasks.clone(),
         });
         let messages = Messages::new(messages::outbound::Parts {
@@ -308,9 +312,8 @@ impl Node {
             view: view.subscribe(),
             service: message_service.clone(),
             store,
+            audit: asking.clone(),
         });
-        let boot = Boot([setup.boot; 16]);
-        let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
         let tools = Tools::new(tools_outbound::Parts {
             us: Peer {
                 node: name.clone(),
@@ -324,6 +327,7 @@ impl Node {
             sessions: sessions.clone(),
             view: view.subscribe(),
             service: tool_service.clone(),
+            audit: asking,
         });
         tasks.spawn(message_service.run());
         tasks.spawn(messages.clone().run());
@@ -334,6 +338,7 @@ impl Node {
             tools,
             desk: setup.desk.clone(),
             lineage: lineage.clone(),
+            events: events.clone(),
             facts: Facts {
                 node: name.clone(),
                 key_id: key.id(),
@@ -352,6 +357,7 @@ impl Node {
             tokens: tokens.clone(),
             catalog: catalog.clone(),
             budget: exchange.budget(),
+            kept: Kept::default(),
             metrics: vec![counters.clone()],
         };
         let api = LocalApi::new(Assembly {
@@ -386,6 +392,7 @@ impl Node {
             boot,
             lineage,
             tool_service,
+            events,
             temp,
             _launch: launch,
         }

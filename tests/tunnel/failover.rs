@@ -68,6 +68,7 @@ async fn the_nearest_answers_when_it_can() {
     assert!(two.far.requests().is_empty());
 }
 
+/// T80.
 #[tokio::test]
 async fn before_the_commit_point_another_node_takes_over() {
     for broken in [
@@ -93,6 +94,7 @@ async fn before_the_commit_point_another_node_takes_over() {
     }
 }
 
+/// T81.
 #[tokio::test]
 async fn after_the_commit_point_nobody_is_asked_again() {
     let broken = Script::events(&[ROLE, WORD], Then::Close);

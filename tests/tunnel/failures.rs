@@ -48,6 +48,7 @@ async fn a_providers_own_refusal_passes_as_it_is() {
     }
 }
 
+/// T88, a 5xx.
 #[tokio::test]
 async fn a_failing_provider_is_a_bad_gateway_without_its_key() {
     for place in PLACES {
@@ -66,6 +67,7 @@ async fn a_failing_provider_is_a_bad_gateway_without_its_key() {
     }
 }
 
+/// T88, a 4xx; what is logged of it passes the redactor, which learns every key at the start.
 #[tokio::test]
 async fn a_key_that_a_refusal_repeats_is_removed() {
     for place in PLACES {

@@ -21,6 +21,8 @@ impl Node {
         self.api.drain();
         // Nobody waits for a person on a node that ends.
         self.desk.close();
+        // Who watches would keep his connection, and us, for as long as we wait.
+        self.events.close();
         self.exchange.drain();
         let open = self.exchange.stats();
         if open.outbound_open + open.inbound_open > 0 {
