@@ -1,6 +1,7 @@
 // Round trip of `true`, measured in turns in one run (medians):
 //   spawn  a local child with pipes, awaited
 //   exec   POST /api/v1/tools/exec at home-01, run by office-01
+//   exec, confined   the same at vault-01, which confines commands (Landlock)
 //   ssh    `ssh` over a shared connection (ControlMaster), when sshd is installed
 // Usage: CLAWMATRIX_BIN=… node scripts/bench-tools.mjs [turns]; BENCH_AUDIT=0 leaves the audit record out.
 import { execFileSync, spawn } from 'node:child_process';
@@ -17,9 +18,11 @@ const SSHD = '/usr/sbin/sshd';
 const agent = new Agent({ keepAlive: true, maxSockets: 1 });
 
 const office = await Sidecar.start({ nodeId: 'office-01', listen: true, listenHost: '127.0.0.1', listenPort: 0, toolProxy: { enabled: true }, audit: process.env.BENCH_AUDIT !== '0' });
-const home = await Sidecar.start({ nodeId: 'home-01', peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${office.endpoint.listenPort}` }] });
-await home.peer('office-01');
-const ways = { spawn: local, exec: () => remote({ argv: ['true'] }), 'exec, shell': () => remote({ command: 'true' }), read: () => read() };
+const vault = await Sidecar.start({ nodeId: 'vault-01', listen: true, listenHost: '127.0.0.1', listenPort: 0, toolProxy: { enabled: true, roots: [folder('root')], confine: true }, audit: process.env.BENCH_AUDIT !== '0' });
+const dialed = (name, node) => ({ nodeId: name, url: `ws://127.0.0.1:${node.endpoint.listenPort}` });
+const home = await Sidecar.start({ nodeId: 'home-01', peers: [dialed('office-01', office), dialed('vault-01', vault)] });
+await Promise.all([home.peer('office-01'), home.peer('vault-01')]);
+const ways = { spawn: local, exec: () => remote({ argv: ['true'] }), 'exec, shell': () => remote({ command: 'true' }), 'exec, confined': () => remote({ node: 'vault-01', argv: ['true'] }), read: () => read() };
 const ssh = existsSync(SSHD) ? await sshOver() : null;
 if (ssh) ways.ssh = ssh.run;
 else console.log(`no ${SSHD}: ssh is not measured`);
@@ -36,11 +39,11 @@ const at = (list, part) => list.toSorted((a, b) => a - b)[Math.floor(list.length
 console.log(`${turns} turns`);
 for (const [name, list] of Object.entries(taken)) {
   const median = at(list, 0.5);
-  console.log(`${name.padEnd(12)} median ${median.toFixed(2)} ms  p90 ${at(list, 0.9).toFixed(2)} ms  ${(median / at(taken.spawn, 0.5)).toFixed(2)} x spawn${ssh ? `  ${(median / at(taken.ssh, 0.5)).toFixed(2)} x ssh` : ''}`);
+  console.log(`${name.padEnd(14)} median ${median.toFixed(2)} ms  p90 ${at(list, 0.9).toFixed(2)} ms  ${(median / at(taken.spawn, 0.5)).toFixed(2)} x spawn${ssh ? `  ${(median / at(taken.ssh, 0.5)).toFixed(2)} x ssh` : ''}`);
 }
 ssh?.stop();
 agent.destroy();
-await Promise.all([home.stop(), office.stop()]);
+await Promise.all([home.stop(), office.stop(), vault.stop()]);
 process.exit(0);
 
 function local() {

@@ -36,6 +36,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use self::{error::CliError, output::Paint};
+use crate::tools::host::bounds;
 
 /// What scripts and service managers go by.
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 69 port in use, 73 state folder in use, \
@@ -136,6 +137,11 @@ struct Context {
 /// Reads the arguments, does what they ask, and says how it went.
 #[must_use]
 pub fn main() -> ExitCode {
+    // What a node starts in place of a command that is to be confined; before anything else is set up.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == bounds::HELPER) {
+        return bounds::run(args);
+    }
     // Clap prints usage errors itself, with code 2.
     let cli = Cli::parse();
     let context = Context {

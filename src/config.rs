@@ -42,6 +42,7 @@ use crate::{
     },
     policy::Policy,
     state::StateDir,
+    tools::host::command::Commands,
     trust::Level,
     wire::limits,
 };
@@ -255,8 +256,8 @@ pub struct ToolConfig {
     pub roots: Vec<PathBuf>,
     /// Longest output of one call.
     pub max_output_bytes: usize,
-    /// Longest run of a command.
-    pub exec_timeout: Duration,
+    /// What commands may do to the machine.
+    pub commands: Commands,
 }
 
 /// Who approves what waits for a person (protocol 8.4).

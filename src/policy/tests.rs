@@ -469,6 +469,26 @@ fn rules_that_cannot_be_understood_stop_the_start() {
     assert!(twice.contains("rules[1].id: `a` stands in"), "{twice}");
 }
 
+#[test]
+fn commands_are_confined_to_folders_that_are_named() {
+    let nowhere = config(&json!({"enabled": true, "confine": true})).unwrap_err();
+    assert_eq!(nowhere, "toolProxy.confine: needs `toolProxy.roots`");
+    let free = config(&json!({"enabled": true})).unwrap().tools.commands;
+    assert_eq!(free, crate::tools::host::command::Commands::default());
+    let bound = json!({"enabled": true, "confine": true, "roots": ["/srv"], "maxProcesses": 64, "maxMemoryBytes": 1 << 30});
+    let bound = config(&bound).unwrap();
+    let bounds = &bound.tools.commands.bounds;
+    assert_eq!((bounds.processes, bounds.memory), (64, Some(1 << 30)));
+    let confined = bounds.confined.as_ref().unwrap();
+    assert_eq!(confined.roots, [Path::new("/srv")]);
+    // It is said at the start when it cannot be done.
+    let told = bound
+        .warnings
+        .iter()
+        .any(|w| w.contains("`toolProxy.confine`"));
+    assert_eq!(told, crate::tools::host::bounds::supported().is_err());
+}
+
 /// T96
 #[test]
 fn commands_are_split_as_a_shell_would_or_need_one() {

@@ -8,7 +8,6 @@ mod gate;
 use std::{
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,7 +20,7 @@ use super::{
     args::{Call, Exec, ToolReq, invalid},
     frames,
     host::{
-        command::{self, Ready, Surroundings, Wanted},
+        command::{self, Commands, Ready, Surroundings, Wanted},
         denied::Denied,
         exec, files,
         place::{Last, Place, Places, Refusal, missing},
@@ -122,7 +121,7 @@ struct Rules {
     policy: Policy,
     places: Places,
     output_bytes: usize,
-    exec_timeout: Duration,
+    commands: Commands,
 }
 
 /// What is done once it is allowed.
@@ -415,7 +414,7 @@ impl ToolService {
         };
         let work = wanted.and_then(|wanted| {
             let (places, around) = (&rules.places, &self.0.around);
-            command::ready(exec, wanted, &verdict, places, around, rules.exec_timeout)
+            command::ready(exec, wanted, &verdict, places, around, &rules.commands)
         });
         Judged {
             verdict,
@@ -631,7 +630,7 @@ fn rules_of(config: &ToolConfig, around: &Surroundings, denied: Denied) -> Rules
             denied,
         },
         output_bytes: config.max_output_bytes,
-        exec_timeout: config.exec_timeout,
+        commands: config.commands.clone(),
     }
 }
 

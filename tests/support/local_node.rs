@@ -53,6 +53,7 @@ use clawmatrix::{
     state::StateDir,
     tools::{
         ToolRunner,
+        host::command::Commands,
         inbound::{self as tools_inbound, ToolService},
         outbound::{self as tools_outbound, Tools},
     },
@@ -111,7 +112,7 @@ impl Setup {
                 policy: Policy::disabled(),
                 roots: vec![],
                 max_output_bytes: 1 << 20,
-                exec_timeout: Duration::from_secs(1800),
+                commands: Commands::default(),
             },
             gateway: None,
             desk: Desk::unmanned(),

@@ -36,6 +36,17 @@ pub struct ToolProxy {
     /// Longest run of a command, in seconds.
     #[schemars(title = "Command timeout (s)", range(min = 1, max = 86_400), extend("default" = 1800))]
     pub exec_timeout: Option<u64>,
+    /// Confine commands, and all they start, to `roots` and to what programs need of the system
+    /// (Landlock, Linux 6.2 or later). Where the kernel cannot do it, no command runs.
+    #[schemars(title = "Confine commands", extend("default" = false))]
+    pub confine: Option<bool>,
+    /// Address space of each process of a command, in bytes. Runtimes such as Node.js and Java reserve
+    /// much more than they use. Default: no bound.
+    #[schemars(title = "Memory of a command (bytes)", range(min = 16_777_216))]
+    pub max_memory_bytes: Option<u64>,
+    /// Processes of the account while a command runs; root is not bound by it.
+    #[schemars(title = "Processes", range(min = 8, max = 4_194_304), extend("default" = 4096))]
+    pub max_processes: Option<u64>,
     /// Finer rules (protocol 8.1); when present they alone decide.
     #[schemars(title = "Rules")]
     pub rules: Option<List<Rule>>,

@@ -1,6 +1,6 @@
 //! The tool policy: `toolProxy` with its lists, or its finer rules (protocol 8.1).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use globset::{GlobBuilder, GlobMatcher};
 use serde_json::Value;
@@ -9,6 +9,10 @@ use super::{Check, entries};
 use crate::{
     config::{ToolConfig, problem::quote, raw},
     policy::{Args, Effect, Policy, ProgramRule, Quota, Rule, Who, command},
+    tools::host::{
+        bounds::{self, Bounds, Confined},
+        command::Commands,
+    },
     trust::Level,
     wire::limits,
 };
@@ -63,6 +67,7 @@ pub(super) fn tools(check: &mut Check<'_>, raw: &raw::RawConfig) -> ToolConfig {
             );
         }
     }
+    let bounds = bounds(check, proxy, &roots, policy.enabled());
     ToolConfig {
         policy: policy.guarded(raw.llm_guard == Some(true)),
         roots,
@@ -70,9 +75,47 @@ pub(super) fn tools(check: &mut Check<'_>, raw: &raw::RawConfig) -> ToolConfig {
             .max_output_bytes
             .and_then(|bytes| usize::try_from(bytes).ok())
             .unwrap_or(limits::TOOL_OUTPUT_BYTES),
-        exec_timeout: proxy
-            .exec_timeout
-            .map_or(limits::EXEC_TIMEOUT, Duration::from_secs),
+        commands: Commands {
+            timeout: proxy
+                .exec_timeout
+                .map_or(limits::EXEC_TIMEOUT, Duration::from_secs),
+            bounds,
+        },
+    }
+}
+
+/// What commands are bound to. To be confined and to have nowhere to be is a mistake; a kernel that cannot
+/// do it makes every command refused, which is said at the start.
+fn bounds(
+    check: &mut Check<'_>,
+    proxy: &raw::ToolProxy,
+    roots: &[PathBuf],
+    enabled: bool,
+) -> Bounds {
+    let confine = proxy.confine == Some(true);
+    if confine && roots.is_empty() {
+        check.problem(
+            bounds::CONFINE,
+            "needs `toolProxy.roots`",
+            "name the folders that commands may read and write",
+        );
+    }
+    if confine
+        && enabled
+        && let Err(why) = bounds::supported()
+    {
+        check.warnings.push(format!(
+            "`{}`: this system cannot confine commands ({why}): it takes Linux 6.2 with Landlock; until then none runs here",
+            bounds::CONFINE
+        ));
+    }
+    Bounds {
+        memory: proxy.max_memory_bytes,
+        processes: proxy.max_processes.unwrap_or(bounds::PROCESSES),
+        confined: confine.then(|| Confined {
+            roots: roots.to_vec(),
+            helper: bounds::OURSELVES.into(),
+        }),
     }
 }
 

@@ -10,17 +10,41 @@ use std::{
 
 use rustix::fs::{Access, access};
 
-use super::place::{Last, Places, Refusal, missing, shown};
+use super::{
+    bounds::Bounds,
+    place::{Last, Places, Refusal, missing, shown},
+};
 use crate::{
     policy::{Policy, Verdict, command},
     tools::args::{Exec, invalid},
-    wire::code::{Code, Failure},
+    wire::{
+        code::{Code, Failure},
+        limits::EXEC_TIMEOUT,
+    },
 };
 
 /// Where programs are looked for when the node itself was started without `PATH`.
 const USUAL_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// What runs a shell text.
 const SHELL: &str = "/bin/sh";
+
+/// What the configuration says of every command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commands {
+    /// The longest run.
+    pub timeout: Duration,
+    /// What it may use.
+    pub bounds: Bounds,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self {
+            timeout: EXEC_TIMEOUT,
+            bounds: Bounds::default(),
+        }
+    }
+}
 
 /// What every command of this node starts with; read once.
 #[derive(Debug, Clone)]
@@ -70,6 +94,8 @@ pub struct Ready {
     pub env: Vec<(OsString, OsString)>,
     /// Its longest run.
     pub limit: Duration,
+    /// What it may use, and where its files end.
+    pub bounds: Bounds,
 }
 
 /// Finds out what would run. Looks at files, changes nothing.
@@ -127,7 +153,7 @@ pub fn ready(
     verdict: &Verdict,
     places: &Places,
     around: &Surroundings,
-    longest: Duration,
+    commands: &Commands,
 ) -> Result<Ready, Failure> {
     let (program, argv) = match wanted {
         Wanted::Shell(text) => (SHELL.into(), vec!["sh".into(), "-c".into(), text]),
@@ -146,7 +172,8 @@ pub fn ready(
         argv,
         workdir: workdir(ask.workdir.as_deref(), places)?,
         env: environment(&ask.env, verdict, around)?,
-        limit: ask.limit(longest)?,
+        bounds: commands.bounds.clone(),
+        limit: ask.limit(commands.timeout)?,
     })
 }
 

@@ -14,13 +14,17 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
+    net::UnixStream,
     process::{Child, Command},
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::command::Ready;
+use super::{
+    bounds::{self, HELPER_TIMEOUT, Limits},
+    command::Ready,
+};
 use crate::{
     tools::{Event, Finished, Stream},
     wire::{
@@ -29,6 +33,8 @@ use crate::{
     },
 };
 
+/// The most the helper says.
+const SAID_BYTES: u64 = 4096;
 /// Read from a pipe at a time: one frame.
 const PIECE_BYTES: usize = 16 * 1024;
 
@@ -61,6 +67,8 @@ impl Drop for Group {
 pub struct Started {
     child: Child,
     group: Group,
+    /// From the helper, if there is one.
+    line: Option<UnixStream>,
     begun: Instant,
     limit: Duration,
 }
@@ -70,65 +78,47 @@ pub struct Started {
 /// # Errors
 /// As the system says; nothing runs then.
 pub fn start(ready: &Ready) -> io::Result<Started> {
-    let mut command = Command::new(&ready.program);
-    if let Some((name, args)) = ready.argv.split_first() {
-        command.arg0(name).args(args);
-    }
+    let limits = Limits::of(&ready.bounds, ready.limit);
+    let (mut command, input, line) = match &ready.bounds.confined {
+        Some(confined) => {
+            let (ours, theirs) = bounds::line()?;
+            let mut command = Command::new(&confined.helper);
+            command
+                .args(bounds::helper_args(confined, limits)?)
+                .arg(&ready.program)
+                .args(&ready.argv);
+            (command, theirs.into(), Some(UnixStream::from_std(ours)?))
+        }
+        None => {
+            let mut command = Command::new(&ready.program);
+            if let Some((name, args)) = ready.argv.split_first() {
+                command.arg0(name).args(args);
+            }
+            (command, Stdio::null(), None)
+        }
+    };
     let child = command
         .env_clear()
         .envs(ready.env.iter().map(|(name, value)| (name, value)))
         .current_dir(&ready.workdir)
         .process_group(0)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
     let group = Group::of(&child);
-    limit_resources(&group, ready.limit);
+    if line.is_none() {
+        bounds::limit_group(group.0, limits);
+    }
     Ok(Started {
         child,
         group,
+        line,
         begun: Instant::now(),
         limit: ready.limit,
     })
 }
-
-/// Bounds what a command may use: no core file, no more processor time than all processors have in
-/// its time (which binds what left the group), and a number of processes no account needs. Set from
-/// outside, right after the start.
-#[cfg(target_os = "linux")]
-fn limit_resources(group: &Group, limit: Duration) {
-    use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
-
-    let most = |resource, wanted: u64| {
-        let hard = getrlimit(resource).maximum;
-        let value = Some(hard.map_or(wanted, |hard| hard.min(wanted)));
-        let limits = Rlimit {
-            current: value,
-            maximum: value,
-        };
-        // A command that has ended already needs none.
-        let _ = prlimit(group.0, resource, limits);
-    };
-    if group.0.is_some() {
-        most(Resource::Core, 0);
-        let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        most(
-            Resource::Cpu,
-            (limit.as_secs() + 1).saturating_mul(processors),
-        );
-        most(Resource::Nproc, PROCESSES);
-    }
-}
-
-/// Processes of the account while a command runs.
-#[cfg(target_os = "linux")]
-const PROCESSES: u64 = 4096;
-
-/// The system has no way to limit another process.
-#[cfg(not(target_os = "linux"))]
-fn limit_resources(_group: &Group, _limit: Duration) {}
 
 /// One output of the command.
 struct Pipe<R> {
@@ -199,6 +189,9 @@ impl Started {
         stop: &CancellationToken,
         most: usize,
     ) -> Result<Finished, Failure> {
+        if let Some(line) = self.line.take() {
+            begun(line, stop).await?;
+        }
         let mut out = Pipe::new(self.child.stdout.take());
         let mut err = Pipe::new(self.child.stderr.take());
         let mut allowance = Allowance {
@@ -278,6 +271,28 @@ impl Started {
         };
         // The group goes with `self`.
         Ok(how.finished())
+    }
+}
+
+/// Waits until the helper has become the command.
+///
+/// # Errors
+/// What it says, when it has not.
+async fn begun(line: UnixStream, stop: &CancellationToken) -> Result<(), Failure> {
+    let mut said = Vec::new();
+    let mut line = line.take(SAID_BYTES);
+    let heard = tokio::select! {
+        biased;
+        // Whoever follows it ends it.
+        () = stop.cancelled() => return Ok(()),
+        heard = timeout(HELPER_TIMEOUT, line.read_to_end(&mut said)) => heard,
+    };
+    match heard {
+        Ok(Ok(_)) => bounds::fault(&said).map_or(Ok(()), Err),
+        Ok(Err(_)) | Err(_) => Err(Failure::started(
+            Code::OutcomeUnknown,
+            "the command did not begin in time and was killed",
+        )),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
-use crate::tools::EVENTS;
+use crate::tools::{EVENTS, host::bounds::Bounds};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -16,6 +16,7 @@ fn shell(text: &str) -> Ready {
         workdir: "/".into(),
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
         limit: Duration::from_secs(60),
+        bounds: Bounds::default(),
     }
 }
 
@@ -269,8 +270,23 @@ async fn a_command_gets_its_own_limits_and_no_input() {
     };
     assert_eq!(limit("Max core file size"), 0);
     assert!(
-        limit("Max processes") <= PROCESSES && limit("Max cpu time") > 0,
+        limit("Max processes") <= bounds::PROCESSES && limit("Max cpu time") > 0,
         "{text}"
     );
     assert!(text.ends_with("/dev/null\n"), "{text}");
+}
+
+/// A shell that keeps 100 MB in a variable, with and without a limit on its memory.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_gets_no_more_memory_than_it_may_have() {
+    let text = "sleep 0.2; x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo ${#x}";
+    let mut ready = shell(text);
+    let stop = CancellationToken::new();
+    let free = run(&ready, 1 << 20, &stop).await;
+    assert_eq!(free.out, b"100000000\n");
+    ready.bounds.memory = Some(64 << 20);
+    let bound = run(&ready, 1 << 20, &stop).await;
+    assert_eq!(bound.out, b"");
+    assert_ne!(bound.finished.result["exitCode"], 0);
 }

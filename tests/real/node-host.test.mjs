@@ -1,0 +1,42 @@
+// What a command of another node may do to the machine it runs on: real nodes, the real kernel.
+import assert from 'node:assert/strict';
+import { existsSync, readFileSync, realpathSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, test } from 'node:test';
+import { folder, missing, until } from './support/places.mjs';
+import { Sidecar } from './support/sidecar.mjs';
+
+const alive = (pid) => {
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+};
+const office = (toolProxy) => ({ nodeId: 'office-01', listen: true, listenHost: '127.0.0.1', listenPort: 0, drainTimeout: 1, toolProxy: { enabled: true, ...toolProxy } });
+const homeOf = async (node) => {
+  const home = await Sidecar.start({ nodeId: 'home-01', peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${node.endpoint.listenPort}` }] });
+  await home.peer('office-01');
+  return home;
+};
+const exec = async (home, body) => {
+  const answer = await home.fetch('/api/v1/tools/exec', { method: 'POST', body: JSON.stringify({ node: 'office-01', ...body }) });
+  return { status: answer.status, ...(await answer.json()) };
+};
+
+describe('commands and the machine', { skip: missing.binary(), timeout: 120_000 }, () => {
+  test('a_confined_command_dies_with_a_node_that_is_killed', async (t) => {
+    const root = realpathSync(folder('lent'));
+    const node = await Sidecar.start(office({ roots: [root], confine: true }));
+    t.after(() => node.stop());
+    if ((await node.json('/api/v1/status')).warnings.some((text) => text.includes('toolProxy.confine'))) return t.skip('no Landlock here');
+    const home = await homeOf(node);
+    t.after(() => home.stop());
+    const running = exec(home, { argv: ['sh', '-c', 'echo $$ > pid; exec sleep 60'] });
+    running.catch(() => {});
+    const pid = await until('the command to begin', 5000, () => existsSync(join(root, 'pid')) && Number(readFileSync(join(root, 'pid'), 'utf8')));
+    assert.ok(alive(pid));
+    process.kill(node.endpoint.pid, 'SIGKILL');
+    await until('the command to go with its node', 5000, () => !alive(pid));
+  });
+});
