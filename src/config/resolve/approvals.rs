@@ -30,7 +30,11 @@ pub(super) fn approvals(check: &mut Check<'_>, raw: &raw::RawConfig) -> Approval
     let mut operators: Vec<Operator> = Vec::new();
     for (i, entry) in entries(list) {
         let path = format!("approvals.operators[{i}]");
-        let text = entry.key.as_deref().unwrap_or_default();
+        // What is missing was told with the shape.
+        let (Some(text), Some(digest)) = (entry.key.as_deref(), entry.token_sha256.as_deref())
+        else {
+            continue;
+        };
         let key = text.parse::<PublicKey>().map_err(|error| {
             check.problem(
                 format!("{path}.key"),
@@ -38,7 +42,6 @@ pub(super) fn approvals(check: &mut Check<'_>, raw: &raw::RawConfig) -> Approval
                 ENROLL,
             );
         });
-        let digest = entry.token_sha256.as_deref().unwrap_or_default();
         let token_sha256 = unhex(digest).map_err(|error| {
             check.problem(format!("{path}.tokenSha256"), error.to_string(), ENROLL);
         });
