@@ -14,7 +14,7 @@ use clawmatrix::{
         handshake::{Initiator, Local, Responder},
         identity::Identity,
         seal::{Opener, Sealer},
-        stretch::{MeshKey, ValidKey},
+        stretch::{MeshKey, SecretId, ValidKey},
         transcript::Carrier,
     },
     exchange,
@@ -439,7 +439,7 @@ static PARTIES: LazyLock<Parties> = LazyLock::new(|| {
         home: local("home-01"),
         office: local("office-01"),
         key: vec![ValidKey {
-            index: 0,
+            id: SecretId(0),
             key: Arc::new(MeshKey::from_bytes([3; 32])),
         }],
     }

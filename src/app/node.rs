@@ -39,7 +39,7 @@ use crate::{
         inbound::HandoffService,
         outbound::{Handoffs, Parts},
     },
-    ids::{Boot, NodeId},
+    ids::{Boot, MeshName, NodeId},
     mesh::{
         Mesh, MeshSettings,
         handshake::{Ourselves, Params},
@@ -85,7 +85,7 @@ use crate::{
 const SOFTWARE: &str = concat!("clawmatrix/", env!("CARGO_PKG_VERSION"));
 /// Begin of the warning of a configuration that could not be read again.
 const RELOAD_FAILED: &str =
-    "the configuration could not be read again, the rules of before are in force";
+    "the configuration could not be read again, the settings of before are in force";
 /// `{"proxyPort","listenPort","pid"}` of the running node, for commands and the shim.
 const ENDPOINT: &str = "run/endpoint";
 
@@ -119,6 +119,8 @@ pub(super) struct Node {
     keys: Option<ShimKeys>,
     bridge: Option<Bridge>,
     redactor: Redactor,
+    /// The mesh and its secrets, which change without a restart.
+    secrets: (MeshName, MeshKeys),
     drain_timeout: Duration,
     /// What configuration, shim and mesh want the operator to know.
     warnings: watch::Sender<Vec<String>>,
@@ -150,6 +152,7 @@ impl Node {
             config.accept_secrets.clone(),
             &tasks,
         );
+        let secrets = (config.mesh.clone(), keys.clone());
         let identity = Arc::new(config.identity(&state)?);
         let trust = TrustStore::load(&state, &config.trust, &config.peers)?;
 
@@ -448,6 +451,7 @@ impl Node {
             keys: shim_keys,
             bridge,
             redactor,
+            secrets,
             drain_timeout: config.drain_timeout,
             warnings,
             config_warnings: config.warnings,
@@ -468,15 +472,23 @@ impl Node {
         self.bridge.clone()
     }
 
-    /// Puts the tool policy of a configuration that was read again in force. One that cannot be read
-    /// leaves the old rules as they are, and the operator is told.
+    /// Puts the secrets and the tool policy of a configuration that was read again in force. One that
+    /// cannot be read leaves everything as it is, and the operator is told.
     pub(super) fn reload(&self, read: Result<Config, ConfigError>) {
         let warnings = match read {
             Ok(config) => {
                 self.tools.set_config(&config.tools);
                 self.budgets.set_per_peer(config.limits.per_peer);
+                // Before anything could name them.
+                learn_secrets(&self.redactor, &config, &Providers::new());
+                let (mesh, keys) = &self.secrets;
+                let (secret, older) = (config.secret, config.accept_secrets);
+                let accepted = older.len();
+                let changed = keys.replace(mesh, secret, older, &self.tasks);
                 tracing::info!(
-                    "the tool policy and `limits.perPeer` were read again; other settings take effect at the next start"
+                    secrets_changed = changed,
+                    accepted,
+                    "secrets, tool policy and `limits.perPeer` were read again; other settings take effect at the next start"
                 );
                 config.warnings
             }
@@ -484,7 +496,7 @@ impl Node {
                 let problems = render(&error.0);
                 tracing::error!(
                     problems,
-                    "the configuration is wrong: the rules of before stay in force"
+                    "the configuration is wrong: the settings of before stay in force"
                 );
                 let mut warnings = self.warnings.borrow().clone();
                 warnings.retain(|warning| !warning.starts_with(RELOAD_FAILED));

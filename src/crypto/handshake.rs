@@ -31,7 +31,7 @@ use crate::{
 use super::{
     identity::{Identity, Label, PublicKey},
     secret::Secret,
-    stretch::{MeshKey, ValidKey},
+    stretch::{MeshKey, SecretId, ValidKey},
     transcript::{self, BoxKeys, Carrier, Key, MeshSecret},
 };
 
@@ -180,8 +180,6 @@ pub struct Verified {
     pub recv_key: Secret<[u8; 32]>,
     /// The session's name.
     pub sid: SessionId,
-    /// The secret that matched: 0 = `secret`, n = `acceptSecrets[n-1]`.
-    pub secret_index: usize,
     _made_here: MadeHere,
 }
 
@@ -380,7 +378,6 @@ impl Proving {
             send_key: Secret::new(*keys.dialer_to_listener),
             recv_key: Secret::new(*keys.listener_to_dialer),
             sid: SessionId(keys.sid),
-            secret_index: 0,
             _made_here: MadeHere,
         })
     }
@@ -401,7 +398,7 @@ pub struct Proved {
     local: Local,
     peer: Named,
     params: Vec<u8>,
-    secret_index: usize,
+    secret: SecretId,
     boxes: BoxKeys,
     mesh_secret: MeshSecret,
     th4: [u8; 32],
@@ -478,10 +475,10 @@ impl Responder {
             let mesh_secret = MeshSecret::new(&valid.key, &self.dh);
             let expected = mesh_secret.mac_dialer(&self.th3, &id_l, &peer.id, &signature);
             if transcript::mac_equal(&mac, &expected) && matched.is_none() {
-                matched = Some((valid.index, mesh_secret));
+                matched = Some((valid.id, mesh_secret));
             }
         }
-        let (secret_index, mesh_secret) = matched.ok_or(Abort::Proof)?;
+        let (secret, mesh_secret) = matched.ok_or(Abort::Proof)?;
         if !peer
             .key
             .verify_strict(Label::Dialer, &[&self.th3, &id_l, &peer.id], &signature)
@@ -493,7 +490,7 @@ impl Responder {
             local: self.local.clone(),
             peer,
             params,
-            secret_index,
+            secret,
             boxes: self.boxes.clone(),
             mesh_secret,
             th4,
@@ -512,6 +509,12 @@ impl Proved {
     #[must_use]
     pub fn key(&self) -> &PublicKey {
         &self.peer.key
+    }
+
+    /// The secret that it was proved with.
+    #[must_use]
+    pub fn secret(&self) -> SecretId {
+        self.secret
     }
 
     /// The dialer's `params`, to be read before it is accepted.
@@ -538,7 +541,6 @@ impl Proved {
             send_key: Secret::new(*keys.listener_to_dialer),
             recv_key: Secret::new(*keys.dialer_to_listener),
             sid: SessionId(keys.sid),
-            secret_index: self.secret_index,
             _made_here: MadeHere,
         };
         (verified, Sealed::text("auth_ok", &sealed))

@@ -104,10 +104,14 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
     let mut links_changed = hub.links_changed.subscribe();
     let mut resumed = hub.resumed.subscribe();
     let mut trust = hub.settings.us.trust.subscribe();
+    let mut secrets = hub.settings.us.keys.changes();
     loop {
-        while hub.linked(&peer.node_id) {
-            if links_changed.changed().await.is_err() {
-                return;
+        // A link that we proved with an older secret is renewed while it works.
+        secrets.mark_unchanged();
+        while hub.linked(&peer.node_id) && !hub.is_outdated(&peer.node_id) {
+            tokio::select! {
+                changed = links_changed.changed() => if changed.is_err() { return },
+                () = secrets.changed() => {}
             }
         }
         let mut refused = false;
@@ -115,10 +119,12 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
         match attempt(&hub, &peer, &way).await {
             Ok(Some(link)) => {
                 links_changed.mark_unchanged();
-                while link.is_open() && !link.suspect() {
+                let sound = || link.is_open() && !link.suspect();
+                while sound() && !hub.is_outdated(&peer.node_id) {
                     tokio::select! {
                         () = link.stopped() => break,
                         _ = links_changed.changed() => {}
+                        () = secrets.changed() => {}
                     }
                 }
                 backoff.worked(link.age());
@@ -141,8 +147,9 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
             () = sleep(backoff.next(refused)) => {}
             // After a pause the network is another one: what failed before says nothing.
             _ = resumed.changed() => backoff = Backoff::default(),
-            // The operator may have accepted the key that was refused.
+            // The operator may have accepted the key that was refused, or changed the secret.
             _ = trust.changed(), if refused => {}
+            () = secrets.changed(), if refused => {}
         }
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! Two nodes that dial one another at the same time must agree without asking: the link dialed by
 //! the smaller key stays. Two links dialed by the same side mean that this side has lost the first
-//! one, which we may not have noticed yet.
+//! one, which we may not have noticed yet, unless they were proved with different secrets: then it
+//! renews its link.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
-    crypto::identity::PublicKey,
+    crypto::{identity::PublicKey, stretch::SecretId},
     ids::Boot,
     wire::limits::{DUPLICATE_SILENCE, LINK_HOLD_OFF, LINK_REPLACEMENTS_PER_MINUTE},
 };
@@ -21,6 +22,8 @@ pub struct Facts {
     pub dialed: bool,
     /// Process start of the other side.
     pub boot: Boot,
+    /// What it was proved with.
+    pub secret: SecretId,
 }
 
 /// What to do with a new link.
@@ -45,6 +48,10 @@ pub fn judge(
 ) -> Verdict {
     if old.boot != new.boot {
         // The process at the other end of the old link is gone.
+        return Verdict::Replace;
+    }
+    if old.dialed == new.dialed && old.secret != new.secret {
+        // The side that dials has another secret now and renews its link; both of us see that.
         return Verdict::Replace;
     }
     if old.dialed == new.dialed {
@@ -102,6 +109,7 @@ mod tests {
         Facts {
             dialed,
             boot: Boot([boot; 16]),
+            secret: SecretId(0),
         }
     }
 

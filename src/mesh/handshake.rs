@@ -17,7 +17,7 @@ use crate::{
         handshake::{Abort, Initiator, Local, Responder, Verified},
         identity::Identity,
         secret::Secret,
-        stretch::MeshKeys,
+        stretch::{MeshKeys, SecretId},
         transcript::Carrier,
     },
     ids::{Boot, MeshName, NodeId, SessionId},
@@ -138,9 +138,9 @@ pub struct Established {
     pub send_key: Secret<[u8; 32]>,
     /// Opens what we receive.
     pub recv_key: Secret<[u8; 32]>,
-    /// The secret that matched: 0 = `secret`, n = `acceptSecrets[n-1]`. A link ends when its secret
-    /// is taken out of the configuration (protocol 2).
-    pub secret_index: usize,
+    /// The secret that matched. A link ends when its secret is taken out of the configuration
+    /// (protocol 2).
+    pub secret: SecretId,
 }
 
 /// How far the handshake had come when the other side ended it; decides what that may mean.
@@ -318,11 +318,12 @@ async fn dial<S: MessageSink, R: MessageStream>(
     send(sink, m1).await?;
     let m2 = receive(stream, Stage::Hello).await?;
     let key = us.keys.own().await;
+    let secret = key.id;
     let trust = us.trust.clone();
     let (proving, m3) = blocking(move || {
         let introduced = initiator.open(&m2)?;
         trust.check(introduced.node(), introduced.key())?;
-        Ok(introduced.prove(&key))
+        Ok(introduced.prove(&key.key))
     })
     .await?;
     send(sink, m3).await?;
@@ -335,7 +336,13 @@ async fn dial<S: MessageSink, R: MessageStream>(
         Ok((verified, params, admission))
     })
     .await?;
-    Ok(established(verified, params, admission, Role::Dialer))
+    Ok(established(
+        verified,
+        params,
+        admission,
+        secret,
+        Role::Dialer,
+    ))
 }
 
 async fn accept<S: MessageSink, R: MessageStream>(
@@ -350,23 +357,31 @@ async fn accept<S: MessageSink, R: MessageStream>(
     let m3 = receive(stream, Stage::Challenged).await?;
     let keys = us.keys.accepted(std::time::SystemTime::now()).await;
     let trust = us.trust.clone();
-    let (verified, m4, params, admission) = blocking(move || {
+    let (verified, m4, params, admission, secret) = blocking(move || {
         let proved = responder.open(&m3, &keys)?;
+        let secret = proved.secret();
         let params = Params::read(proved.params()).ok_or(Abort::Malformed("params"))?;
         trust.check(proved.node(), proved.key())?;
         let admission = trust.pin(proved.node(), proved.key(), Via::Link)?;
         let (verified, m4) = proved.accept();
-        Ok((verified, m4, params, admission))
+        Ok((verified, m4, params, admission, secret))
     })
     .await?;
     send(sink, m4).await?;
-    Ok(established(verified, params, admission, Role::Listener))
+    Ok(established(
+        verified,
+        params,
+        admission,
+        secret,
+        Role::Listener,
+    ))
 }
 
 fn established(
     verified: Verified,
     params: Params,
     admission: Admission,
+    secret: SecretId,
     role: Role,
 ) -> Established {
     Established {
@@ -382,7 +397,7 @@ fn established(
         role,
         send_key: verified.send_key,
         recv_key: verified.recv_key,
-        secret_index: verified.secret_index,
+        secret,
     }
 }
 

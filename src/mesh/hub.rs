@@ -3,10 +3,12 @@
 //! The accept loop and the dialers bring authenticated connections to [`Hub::admit`]; the links tell
 //! it what arrives and when they end; readers outside hold a snapshot by watch. What is decided is
 //! decided elsewhere and purely: by [`super::links`], [`super::gossip`], [`super::routing`]. `spread`
-//! drives gossip, `routes` keeps the table of next hops, `forward` passes frames of others on.
+//! drives gossip, `routes` keeps the table of next hops, `forward` passes frames of others on, `secrets`
+//! follows changes of the mesh's secret.
 
 mod forward;
 mod routes;
+mod secrets;
 mod spread;
 mod watch;
 
@@ -183,6 +185,7 @@ impl Hub {
         tasks.spawn(watch::run_refresh(hub.clone()));
         tasks.spawn(spread::run(hub.clone()));
         tasks.spawn(watch::run_trust(hub.clone()));
+        tasks.spawn(secrets::run(hub.clone()));
         tasks.spawn(watch::run_pause(hub.clone()));
         hub
     }
@@ -304,13 +307,20 @@ impl Hub {
             }
         };
         let peer = &setup.peer.node;
-        if code == CloseCode::RateLimited {
-            self.drops.count(Reason::HoldOff);
-            self.state().alert(AlertKind::HoldOff, peer);
-            self.wake.notify_one();
-        } else {
-            self.drops.count(Reason::DuplicateLink);
-            tracing::debug!(%peer, why, "new link closed");
+        match code {
+            CloseCode::RateLimited => {
+                self.drops.count(Reason::HoldOff);
+                self.state().alert(AlertKind::HoldOff, peer);
+                self.wake.notify_one();
+            }
+            CloseCode::AuthFailed => {
+                self.drops.count(Reason::AuthFailed);
+                tracing::info!(%peer, why, "new link closed");
+            }
+            _ => {
+                self.drops.count(Reason::DuplicateLink);
+                tracing::debug!(%peer, why, "new link closed");
+            }
         }
         refuse(&mut sink, &mut stream, code).await;
         None
@@ -340,6 +350,11 @@ impl Hub {
         software: &str,
     ) -> Result<(), Step> {
         let mut state = self.state();
+        // Looked at with the table in hand: who takes secrets away ends the links in it afterwards.
+        if !self.accepts(link.secret()) {
+            let why = "its secret is not accepted any more";
+            return Err(Step::Refuse(CloseCode::AuthFailed, why));
+        }
         let old = match state.links.offer(&self.key, link, answered, Instant::now()) {
             Step::Enter(old) => old,
             other => return Err(other),
@@ -372,6 +387,7 @@ impl Hub {
             peer: established.peer,
             sid: established.sid,
             dialed: established.role == Role::Dialer,
+            secret: established.secret,
             relay: established.params.relay,
             carriage,
             send_key: established.send_key,

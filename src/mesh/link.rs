@@ -44,6 +44,7 @@ use crate::{
     crypto::{
         seal::{Opened, TAG_BYTES},
         secret::Secret,
+        stretch::SecretId,
     },
     drain::Tasks,
     ids::{LinkId, SessionId},
@@ -69,6 +70,8 @@ pub struct Setup {
     pub sid: SessionId,
     /// Whether we dialed.
     pub dialed: bool,
+    /// The secret that it was proved with.
+    pub secret: SecretId,
     /// Whether the neighbour says that it relays for others.
     pub relay: bool,
     /// What it runs over.
@@ -198,6 +201,7 @@ pub struct Link {
     standing: Standing,
     sid: SessionId,
     dialed: bool,
+    secret: SecretId,
     relay: bool,
     carriage: Carriage,
     up_since: Instant,
@@ -238,6 +242,7 @@ impl Link {
             standing: Standing::new(setup.peer.clone()),
             sid: setup.sid,
             dialed: setup.dialed,
+            secret: setup.secret,
             relay: setup.relay,
             carriage: setup.carriage.clone(),
             up_since: now,
@@ -290,6 +295,12 @@ impl Link {
     #[must_use]
     pub fn neighbour(&self) -> &Peer {
         self.standing.peer()
+    }
+
+    /// The secret that it was proved with.
+    #[must_use]
+    pub fn secret(&self) -> SecretId {
+        self.secret
     }
 
     /// Puts other rights in force for what arrives from now on.

@@ -42,6 +42,7 @@ fn facts(link: &Link) -> Facts {
     Facts {
         dialed: link.dialed(),
         boot: link.neighbour().boot,
+        secret: link.secret(),
     }
 }
 

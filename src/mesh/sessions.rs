@@ -22,7 +22,7 @@ mod window;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::BytesMut;
@@ -219,12 +219,22 @@ impl Sessions {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The session to send to `node` in, if one is up, and whether a newer one is to take its place: it
+    /// was proved with another secret than the present one.
+    fn best(&self, node: &NodeId) -> Option<(Arc<Live>, bool)> {
+        let own = self.0.us.keys.own_id();
+        let table = self.table();
+        let fit = table.peers.get(node)?.live.iter().rev();
+        let fit = fit.filter(|live| live.fit());
+        let present = fit.clone().find(|live| live.secret == own);
+        let best = present.or_else(|| fit.clone().next())?;
+        Some((best.clone(), best.secret != own))
+    }
+
     /// The session to send to `node` in, if one is up.
     pub(super) fn ready(&self, node: &NodeId) -> Option<SessionRef> {
-        let table = self.table();
-        let live = table.peers.get(node)?.live.iter().rev();
-        let fit = live.clone().find(|live| live.fit());
-        fit.map(|live| Arc::clone(live) as SessionRef)
+        let (live, _) = self.best(node)?;
+        Some(live)
     }
 
     /// The session to send to `node` in; opened when there is none. A way must lead to it. Ends after
@@ -235,7 +245,10 @@ impl Sessions {
     pub(super) async fn session(&self, node: &NodeId) -> Result<SessionRef, Failure> {
         let mut again = true;
         loop {
-            if let Some(session) = self.ready(node) {
+            if let Some((session, outdated)) = self.best(node) {
+                if outdated {
+                    self.warm(node);
+                }
                 return Ok(session);
             }
             let joined = std::mem::take(&mut again) && self.is_opening(node);
@@ -260,7 +273,7 @@ impl Sessions {
     /// Begins a handshake with `node` in the background unless a session or a handshake is there;
     /// false when too many are under way, so that those somebody waits for find room.
     pub(super) fn warm(&self, node: &NodeId) -> bool {
-        if self.ready(node).is_some() {
+        if self.best(node).is_some_and(|(_, outdated)| !outdated) {
             return true;
         }
         let room = self.table().openings.len() < WARMING;
@@ -462,6 +475,10 @@ impl Sessions {
         let mut ended = Vec::new();
         {
             let mut table = self.table();
+            if !self.0.us.keys.is_valid(live.secret, SystemTime::now()) {
+                // It was taken out of the configuration during the handshake.
+                return;
+            }
             let peers = table.peers.entry(live.node().clone()).or_default();
             let other_boot = |old: &Arc<Live>| old.peer().boot != boot;
             if peers.live.iter().any(other_boot) {
@@ -469,7 +486,10 @@ impl Sessions {
             }
             ended.extend(peers.live.extract_if(.., |old| other_boot(old)));
             peers.live.push(live.clone());
-            while peers.live.len() > SESSIONS_PER_PEER {
+            // While the secret is changed, those proved with the older one finish what runs in them.
+            let own = self.0.us.keys.own_id();
+            let older = peers.live.iter().filter(|old| old.secret != own).count();
+            while peers.live.len() > SESSIONS_PER_PEER + older.min(SESSIONS_PER_PEER) {
                 ended.push(peers.live.remove(0));
             }
             for old in &ended {
@@ -560,6 +580,24 @@ impl Sessions {
                 && (now.level != live.peer().level || now.labels != live.peer().labels)
             {
                 live.change_rights(now.level, now.labels);
+            }
+        }
+    }
+
+    /// Ends sessions that were proved with a secret which is not accepted any more.
+    pub(super) fn end_unaccepted(&self) {
+        let (keys, now) = (&self.0.us.keys, SystemTime::now());
+        self.end_where("its secret is not accepted any more", |live| {
+            !keys.is_valid(live.secret, now)
+        });
+    }
+
+    /// Opens sessions with the present secret beside those that have another one.
+    pub(super) fn renew(&self) {
+        let nodes: Vec<NodeId> = self.table().peers.keys().cloned().collect();
+        for node in nodes {
+            if self.best(&node).is_some_and(|(_, outdated)| outdated) {
+                self.warm(&node);
             }
         }
     }

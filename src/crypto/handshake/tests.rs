@@ -22,11 +22,11 @@ fn local(node: &str, mesh: &str, identity: &Arc<Identity>) -> Local {
 }
 
 fn keys(bytes: &[u8]) -> Vec<ValidKey> {
-    let key = |(index, b): (usize, &u8)| ValidKey {
-        index,
+    let key = |(id, b): (u64, &u8)| ValidKey {
+        id: SecretId(id),
         key: Arc::new(MeshKey::from_bytes([*b; 32])),
     };
-    bytes.iter().enumerate().map(key).collect()
+    (0..).zip(bytes).map(key).collect()
 }
 
 /// Two nodes that would get along.
@@ -108,7 +108,7 @@ fn reproduces(text: &str, carrier: Carrier) {
     let mesh_key = stretch::stretch(&Secret::new(get("secret")), &dialer.mesh);
     assert_eq!(hex(mesh_key.bytes()), get("K_mesh"));
     let accepted = [ValidKey {
-        index: 0,
+        id: SecretId(0),
         key: Arc::new(mesh_key.clone()),
     }];
 
@@ -173,7 +173,7 @@ fn refused_vectors_are_refused() {
     let (dialer, listener) = (side("dialer", "seedD"), side("listener", "seedL"));
     let key = MeshKey::from_bytes(bytes("K_mesh"));
     let accepted = [ValidKey {
-        index: 0,
+        id: SecretId(0),
         key: Arc::new(key.clone()),
     }];
     let run = |n: u64, message: &str| -> Result<(), Abort> {
@@ -247,7 +247,12 @@ fn wrong_mesh_ends_at_the_dialer_before_any_proof() {
 fn listener_takes_any_accepted_secret_and_says_which() {
     let mut duo = Duo::new();
     duo.accepted = keys(&[1, 2, 7, 3]);
-    assert_eq!(duo.honest().unwrap().1.secret_index, 2);
+    let (initiator, m1) = Initiator::hello(duo.dialer.clone(), duo.listener.node.clone());
+    let (responder, m2) = Responder::answer(duo.listener.clone(), &m1).unwrap();
+    let (_, m3) = initiator.open(&m2).unwrap().prove(&duo.dialer_key);
+    let proved = responder.open(&m3, &duo.accepted).unwrap();
+    assert_eq!(proved.secret(), SecretId(2));
+    assert!(duo.honest().is_ok());
     duo.accepted = keys(&[1, 2, 3]);
     assert_eq!(duo.honest().unwrap_err().1, Abort::Proof);
     duo.accepted = Vec::new();

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use super::*;
 use crate::{
     config::{PeerConfig, TrustConfig},
-    crypto::stretch::MeshKey,
+    crypto::stretch::{MeshKey, SecretId},
     mesh::{
         dial::tls::PeerTls,
         memory::{self, Direction, End},
@@ -543,7 +543,7 @@ async fn an_older_secret_is_worthless_past_its_end() {
     let now = SystemTime::now();
     let hour = Duration::from_secs(3600);
     office.keys = secret(2, &[(1, Some(now + hour))]);
-    assert_eq!(run(&home, &office).await.1.unwrap().secret_index, 1);
+    assert_eq!(run(&home, &office).await.1.unwrap().secret, SecretId(1));
     office.keys = secret(2, &[(1, Some(now - hour))]);
     let (_, accepted, seen) = run(&home, &office).await;
     assert_eq!(abort(accepted), Abort::Proof);

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     crypto::{
         handshake::{Abort, Proved, Responder, Verified},
+        stretch::SecretId,
         transcript::Carrier,
     },
     ids::{LinkId, NodeId, SessionId},
@@ -138,6 +139,7 @@ struct Judged {
     params: Params,
     admission: Admission,
     m4: String,
+    secret: SecretId,
 }
 
 impl Sessions {
@@ -291,6 +293,7 @@ impl Sessions {
             params,
             admission,
             m4,
+            secret,
         } = judged;
         let peer = Peer {
             node: verified.node,
@@ -305,6 +308,7 @@ impl Sessions {
             receive: verified.recv_key,
             ours: false,
             began: clock::since_boot(),
+            secret,
         };
         let live = Live::new(
             us.node_id.clone(),
@@ -337,12 +341,14 @@ impl Sessions {
             return Err(HandshakeError::Interrupted);
         }
         let admission = trust.pin(proved.node(), proved.key(), Via::EndToEnd)?;
+        let secret = proved.secret();
         let (verified, m4) = proved.accept();
         Ok(Judged {
             verified,
             params,
             admission,
             m4,
+            secret,
         })
     }
 

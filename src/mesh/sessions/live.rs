@@ -17,7 +17,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::window::Window;
 use crate::{
-    crypto::{seal::TAG_BYTES, secret::Secret, transcript::PREFIX},
+    crypto::{seal::TAG_BYTES, secret::Secret, stretch::SecretId, transcript::PREFIX},
     ids::{NodeId, SessionId},
     mesh::{
         clock,
@@ -47,6 +47,8 @@ pub(super) struct Keys {
     pub(super) ours: bool,
     /// When the session began, on the clock that counts suspend: the first M3 sent, or accepted.
     pub(super) began: Duration,
+    /// The secret that it was proved with.
+    pub(super) secret: SecretId,
 }
 
 /// Why a frame was not opened.
@@ -94,6 +96,7 @@ pub(super) struct Live {
     us: NodeId,
     standing: Standing,
     began: Duration,
+    pub(super) secret: SecretId,
     pub(super) up_since: Instant,
     flow: Flow,
     hops: Arc<Hops>,
@@ -181,6 +184,7 @@ impl Live {
             us,
             standing: Standing::new(peer),
             began: keys.began,
+            secret: keys.secret,
             up_since: now,
             hops,
             seal: key(&keys.send),

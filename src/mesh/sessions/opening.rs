@@ -137,7 +137,8 @@ impl Attempt<'_> {
             })
             .await?;
         let key = us.keys.own().await;
-        let proved = blocking(move || Ok(introduced.prove(&key))).await;
+        let secret = key.id;
+        let proved = blocking(move || Ok(introduced.prove(&key.key))).await;
         let (proving, m3) = proved.ok()?;
         let proving = Arc::new(proving);
         let began = clock::since_boot();
@@ -166,6 +167,7 @@ impl Attempt<'_> {
             receive: verified.recv_key,
             ours: true,
             began,
+            secret,
         };
         let shared = &self.sessions.0;
         let live = Live::new(

@@ -364,6 +364,7 @@ impl Site {
             peer: established.peer,
             sid: established.sid,
             dialed: false,
+            secret: established.secret,
             relay: established.params.relay,
             carriage: carriage(),
             send_key: established.send_key,

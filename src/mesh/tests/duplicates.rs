@@ -61,7 +61,7 @@ fn established(of: &Half, dialed: bool, sid: u8, boot: Boot) -> Established {
         role: if dialed { Role::Dialer } else { Role::Listener },
         send_key: Secret::new([send; 32]),
         recv_key: Secret::new([recv; 32]),
-        secret_index: 0,
+        secret: crate::crypto::stretch::SecretId(0),
     }
 }
 

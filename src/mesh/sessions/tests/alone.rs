@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use super::super::live::{Keys, Live, Unopened};
 use crate::{
-    crypto::{seal::TAG_BYTES, secret::Secret},
+    crypto::{seal::TAG_BYTES, secret::Secret, stretch::SecretId},
     ids::SessionId,
     mesh::{
         hops::Hops,
@@ -29,6 +29,7 @@ fn ends() -> (Arc<Live>, Arc<Live>) {
         receive: Secret::new([receive; 32]),
         ours,
         began: std::time::Duration::ZERO,
+        secret: SecretId(0),
     };
     let end = |us: &str, them: &str, keys: &Keys| {
         Live::new(

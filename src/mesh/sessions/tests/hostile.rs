@@ -120,7 +120,7 @@ async fn a_member_cannot_send_in_anothers_session_nor_under_its_name() {
     until("it is answered", || answers.lock().unwrap().len() == 1).await;
     let m2 = answers.lock().unwrap()[0].text();
     let key = trio.relay.us.keys.own().await;
-    let (proving, m3) = initiator.open(&m2).unwrap().prove(&key);
+    let (proving, m3) = initiator.open(&m2).unwrap().prove(&key.key);
     trio.relay.inject("office", hello(&m3));
     until("it is in", || answers.lock().unwrap().len() == 2).await;
     let m4 = answers.lock().unwrap()[1].text();
@@ -135,6 +135,7 @@ async fn a_member_cannot_send_in_anothers_session_nor_under_its_name() {
             receive: verified.recv_key,
             ours: true,
             began: Duration::ZERO,
+            secret: crate::crypto::stretch::SecretId(0),
         },
         Arc::default(),
         Arc::default(),

@@ -113,6 +113,7 @@ async fn sealed_bodies_of_the_fixture_open_and_no_altered_one() {
             receive: crate::crypto::secret::Secret::new(key(&all, "session_key")),
             ours: false,
             began: Duration::ZERO,
+            secret: crate::crypto::stretch::SecretId(0),
         },
         Arc::default(),
         Arc::default(),
