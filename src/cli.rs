@@ -101,8 +101,8 @@ enum Verb {
     List(files::List),
     /// Use any other tool of another node.
     Tool(files::Tool),
-    /// Print this node's public key and its short form.
-    Identity,
+    /// Print this node's public key and its short form, or change it.
+    Identity(identity::Args),
     /// Whose keys are believed.
     Trust(trust::Args),
     /// Make cluster secrets.
@@ -175,7 +175,7 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Edit(args) => files::edit(&args, context),
         Verb::List(args) => files::list(&args, context),
         Verb::Tool(args) => files::tool(&args, context),
-        Verb::Identity => identity::run(context),
+        Verb::Identity(args) => identity::run(&args, context),
         Verb::Trust(args) => trust::run(&args, context),
         Verb::Can(args) => can::run(&args, context),
         Verb::Policy(args) => policy::run(&args, context),

@@ -3,6 +3,7 @@
 
 pub mod handshake;
 pub mod identity;
+pub mod rotation;
 pub mod seal;
 pub mod secret;
 pub mod stretch;

@@ -28,6 +28,7 @@ pub mod liveness;
 pub mod membership;
 pub mod memory;
 mod relay;
+pub mod rotation;
 pub mod routing;
 pub mod schedule;
 pub mod session;
@@ -59,6 +60,7 @@ use self::{
     limiter::Cidr,
     linkstate::Load,
     session::{SessionHandler, SessionRef},
+    signed::Signed,
     tls::ListenerTls,
     traffic::Carried,
     view::{Descriptor, View},
@@ -86,6 +88,8 @@ pub struct MeshSettings {
     pub tls: Arc<rustls::ClientConfig>,
     /// Names whose claim to relay is believed; none is believed when it is empty.
     pub relays: GlobSet,
+    /// Our own changes of key, the newest last.
+    pub rotations: Vec<Signed>,
     /// Where a greater incarnation is stored.
     pub state: Option<StateDir>,
 }
@@ -101,6 +105,7 @@ impl MeshSettings {
             trusted_proxies: Vec::new(),
             tls: dial::tls::web_tls(),
             relays: every_name(),
+            rotations: Vec::new(),
             state: None,
         }
     }

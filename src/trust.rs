@@ -6,11 +6,12 @@
 //! ([`TrustStore::subscribe`]) and close when their key no longer has a [`TrustStore::standing`].
 //!
 //! What must stay true: a pin never changes by anything another node says; only the operator, by
-//! configuration or command, replaces a key. Decisions are made by the pure `book` under a lock
+//! configuration or command, and a rotation that the old key and the new one have signed
+//! ([`TrustStore::follow`]) replace a key. Decisions are made by the pure `book` under a lock
 //! that is never held during disk access; writes are whole files, one after the other.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -28,11 +29,15 @@ use crate::{
 mod book;
 mod conflicts;
 mod file;
+mod follow;
+mod retired;
 #[cfg(test)]
 mod tests;
 
 use book::Book;
+pub use book::Followed;
 pub use conflicts::{Conflict, ConflictKind};
+pub use retired::NotFollowed;
 
 /// How far a key is trusted (protocol 2). Ordered: a later one implies the earlier.
 #[derive(
@@ -103,6 +108,16 @@ pub enum Refusal {
         /// The key it showed.
         found: KeyId,
     },
+    /// The node gave this key up for another.
+    #[error("node `{node}` shows key {key}, which was given up for {successor}")]
+    Retired {
+        /// The name it showed.
+        node: NodeId,
+        /// The key it showed.
+        key: KeyId,
+        /// The key that followed.
+        successor: KeyId,
+    },
     /// Mode `explicit`, and this key is not listed.
     #[error("node `{node}` is not listed, and `trust.mode` is `explicit`")]
     NotListed {
@@ -141,6 +156,11 @@ impl Refusal {
             Self::NotListed { node, key } => {
                 format!("to admit it: `clawmatrix trust add {node} {key}`")
             }
+            Self::Retired { key, .. } => format!(
+                "if the node was restored from a backup of before, restore its present `identity.key`; \
+                 else somebody has its old key. To believe the old one again: `clawmatrix trust \
+                 remove {key}`"
+            ),
             Self::TooFast => "new nodes are admitted again within a minute; a flood of them means \
                  that the secret is known to others"
                 .into(),
@@ -190,6 +210,9 @@ pub enum TrustError {
     /// The key is denied.
     #[error("key {0} is denied")]
     Denied(KeyId),
+    /// The key was given up.
+    #[error("key {0} was given up for another")]
+    Retired(KeyId),
     /// Nothing of that name or key is known.
     #[error("nothing is known about `{0}`")]
     Unknown(String),
@@ -219,6 +242,7 @@ impl TrustError {
                  `clawmatrix trust add {node} <key>`"
             ),
             Self::Denied(key) => format!("`clawmatrix trust remove {key}` lifts the denial"),
+            Self::Retired(key) => format!("`clawmatrix trust remove {key}` lets it be used again"),
             Self::Unknown(_) => "`clawmatrix trust list` shows what is".into(),
         }
     }
@@ -263,6 +287,8 @@ struct Inner {
     writing: Mutex<()>,
     dir: Option<StateDir>,
     changes: watch::Sender<u64>,
+    /// Whether a rotation was followed that is not on disk yet.
+    unsaved: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -308,6 +334,7 @@ impl TrustStore {
                 writing: Mutex::new(()),
                 dir,
                 changes: watch::Sender::new(0),
+                unsaved: AtomicBool::new(false),
             }),
         }
     }
@@ -430,10 +457,18 @@ impl TrustStore {
     /// The conflicts and whether new nodes find no room, in words with the way out, for `status`.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let crowded = lock(&self.inner.book).crowded(unix_seconds());
+        let (crowded, outdated) = {
+            let mut book = lock(&self.inner.book);
+            (book.crowded(unix_seconds()), book.outdated())
+        };
+        let outdated = outdated.into_iter().map(|(node, key)| {
+            format!(
+                "node `{node}` has a new key: write `{key}` instead of the old one in `trust.nodes` or `peers`"
+            )
+        });
         let conflicts = self.conflicts();
         let conflicts = conflicts.iter().map(Conflict::warning);
-        crowded.into_iter().chain(conflicts).collect()
+        crowded.into_iter().chain(conflicts).chain(outdated).collect()
     }
 
     /// How many new nodes were refused since the start because too many came.

@@ -697,7 +697,7 @@ async fn handoffs_are_recorded_before_they_begin() {
         "{all:?}"
     );
     assert!(!format!("{all:?}").contains("secret words"));
-    assert!(verify(&folder, Some(identity.public())).is_ok());
+    assert!(verify(&folder, &[identity.public()]).is_ok());
 }
 
 /// T104, the other part: what cannot be recorded is not done.

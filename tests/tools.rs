@@ -1011,7 +1011,7 @@ async fn tools_are_recorded_before_they_begin() {
         "{text}"
     );
     assert!(!text.contains("hidden words"));
-    assert!(verify(&folder, Some(identity.public())).is_ok());
+    assert!(verify(&folder, &[identity.public()]).is_ok());
 }
 
 /// T104: what cannot be recorded is not done.

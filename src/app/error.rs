@@ -3,9 +3,10 @@
 use std::{io, net::SocketAddr, path::PathBuf};
 
 use crate::{
-    audit::AuditError, config::ConfigError, crypto::identity::IdentityError, mesh::tls::TlsError,
-    messages::store::StoreError, models::endpoint::EndpointError, proxy::tokens::TokenError,
-    state::StateError, trust::TrustError,
+    audit::AuditError, config::ConfigError, crypto::identity::IdentityError,
+    mesh::rotation::RotationError, mesh::tls::TlsError, messages::store::StoreError,
+    models::endpoint::EndpointError, proxy::tokens::TokenError, state::StateError,
+    trust::TrustError,
 };
 
 /// Why a node did not start.
@@ -20,6 +21,9 @@ pub enum StartError {
     /// The identity key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The records of earlier keys cannot be read, or a new key cannot be put in force.
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
     /// The pins cannot be read.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -86,7 +90,11 @@ impl StartError {
         match self {
             Self::PortInUse { .. } => 69,
             Self::State(StateError::Held(_)) => 73,
-            Self::Config(_) | Self::Identity(_) | Self::Tls(_) | Self::Agent(..) => 78,
+            Self::Config(_)
+            | Self::Identity(_)
+            | Self::Rotation(_)
+            | Self::Tls(_)
+            | Self::Agent(..) => 78,
             Self::State(StateError::Io { .. })
             | Self::Trust(_)
             | Self::Tokens(_)
@@ -118,6 +126,7 @@ impl StartError {
                 Some("the state folder must belong to the account that runs the node".into())
             }
             Self::Identity(error) => Some(error.hint()),
+            Self::Rotation(error) => Some(error.hint()),
             Self::Tls(error) => Some(error.hint().into()),
             Self::Messages(_) => Some(
                 "`messages.redb` in the state folder holds nothing but messages that wait: remove it to start without them".into(),

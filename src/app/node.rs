@@ -45,6 +45,7 @@ use crate::{
         handshake::{Ourselves, Params},
         incarnation::advance,
         limiter::Cidr,
+        rotation,
         session::Peer,
         tls::ListenerTls,
     },
@@ -153,7 +154,10 @@ impl Node {
             &tasks,
         );
         let secrets = (config.mesh.clone(), keys.clone());
-        let identity = Arc::new(config.identity(&state)?);
+        let in_folder = config.identity_file.is_none() && config.identity_seed.is_none();
+        let held = config.identity(&state)?;
+        let (identity, rotations) = rotation::take_over(&state, held, in_folder)?;
+        let identity = Arc::new(identity);
         let trust = TrustStore::load(&state, &config.trust, &config.peers)?;
 
         let local = bind(
@@ -280,6 +284,7 @@ impl Node {
             heartbeat: config.heartbeat,
             trusted_proxies: proxies(&config.trusted_proxies),
             relays: config.relays.clone(),
+            rotations,
             state: Some(state.clone()),
             ..MeshSettings::new(ourselves, advance(&state)?)
         };

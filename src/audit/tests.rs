@@ -70,7 +70,7 @@ fn the_chain_goes_on_over_restarts_files_and_a_torn_line() {
     let mut chain = Chain::open(temp.path()).unwrap();
     chain.append(&[line(entry("agent:g"))]).unwrap();
 
-    let sound = verify(temp.path(), Some(identity.public())).unwrap();
+    let sound = verify(temp.path(), &[identity.public()]).unwrap();
     assert_eq!((sound.first, sound.last, sound.signed), (1, 8, 6));
     assert_eq!(files(temp.path()).unwrap().len(), 2);
     assert!(!crate::state::open_to_others(&last).unwrap());
@@ -85,7 +85,7 @@ fn the_oldest_file_goes_and_the_rest_stays_sound() {
         chain.good = AUDIT_FILE_BYTES;
     }
     assert_eq!(files(temp.path()).unwrap().len(), AUDIT_FILES);
-    assert_eq!(verify(temp.path(), None).unwrap().first, 4);
+    assert_eq!(verify(temp.path(), &[]).unwrap().first, 4);
 }
 
 /// T105: an edited, deleted or moved line is named; so is a forged head.
@@ -98,7 +98,7 @@ fn a_changed_line_is_named() {
     let whole = lines(temp.path());
     let broken = |lines: &[String]| {
         fs::write(&path, lines.join("\n") + "\n").unwrap();
-        match verify(temp.path(), Some(identity.public())) {
+        match verify(temp.path(), &[identity.public()]) {
             Err(Broken::Line { line, .. }) => line,
             other => panic!("{other:?}"),
         }
@@ -116,8 +116,8 @@ fn a_changed_line_is_named() {
     }
     let stranger = Identity::generate().public();
     fs::write(&path, whole.join("\n") + "\n").unwrap();
-    assert!(verify(temp.path(), Some(stranger)).is_err());
-    assert!(verify(temp.path(), Some(identity.public())).is_ok());
+    assert!(verify(temp.path(), &[stranger]).is_err());
+    assert!(verify(temp.path(), &[identity.public()]).is_ok());
 }
 
 /// T104, the record's part: nothing is acknowledged while the disk is full, lines of models are counted
@@ -152,7 +152,7 @@ async fn a_full_disk_refuses_commits_and_recovers() {
     writer.write(vec![again]).await;
     assert!(written.await.unwrap());
     assert!(!writer.failing);
-    assert_eq!(verify(temp.path(), None).unwrap().last, 2);
+    assert_eq!(verify(temp.path(), &[]).unwrap().last, 2);
     assert!(lines(temp.path())[1].contains("agent:c"));
 }
 
@@ -187,7 +187,7 @@ async fn a_flush_writes_what_is_pending_and_signs_it() {
     assert_eq!(all.len(), 4, "{all:?}");
     assert!(all[1].contains(r#""decision":"deny","result":"agent_not_found""#));
     assert!(all[2].contains(r#""count":999"#));
-    let sound = verify(&folder, Some(identity.public())).unwrap();
+    let sound = verify(&folder, &[identity.public()]).unwrap();
     assert_eq!(sound.signed, 4);
     assert_eq!(
         audit.stats(),

@@ -94,11 +94,11 @@ impl Line {
     }
 }
 
-/// Checks the record in `folder`; `ours` is the key its heads are signed with.
+/// Checks the record in `folder`; `ours` are the keys its heads may be signed with; none = any.
 ///
 /// # Errors
 /// The first line that is broken.
-pub fn verify(folder: &Path, ours: Option<PublicKey>) -> Result<Sound, Broken> {
+pub fn verify(folder: &Path, ours: &[PublicKey]) -> Result<Sound, Broken> {
     let mut sound = Sound::default();
     let mut before: Option<(Line, [u8; 32])> = None;
     let mut lines = lines(folder)?.peekable();
@@ -145,7 +145,7 @@ pub fn verify(folder: &Path, ours: Option<PublicKey>) -> Result<Sound, Broken> {
         if let Some(signature) = &fields.signature {
             let signed = unhex::<64>(signature).ok().zip(fields.signer).is_some_and(
                 |(signature, signer)| {
-                    ours.is_none_or(|ours| ours == signer)
+                    (ours.is_empty() || ours.contains(&signer))
                         && signer.verify_strict(
                             Label::Audit,
                             &[&fields.seq.to_be_bytes(), &prev],

@@ -21,6 +21,7 @@ use crate::{
     civil::utc,
     config::Config,
     crypto::identity::{Identity, PublicKey},
+    mesh::rotation,
     state::StateDir,
 };
 
@@ -127,7 +128,7 @@ fn shown(line: &Value, paint: Paint) -> String {
 }
 
 fn check(state: &Path, folder: &Path, context: &Context) -> Result<(), CliError> {
-    let sound = verify(folder, our_key(state)).map_err(|broken| {
+    let sound = verify(folder, &our_keys(state)).map_err(|broken| {
         let cause = std::error::Error::source(&broken);
         let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
         CliError::failed(
@@ -154,7 +155,16 @@ fn check(state: &Path, folder: &Path, context: &Context) -> Result<(), CliError>
     ))
 }
 
-/// The key that signs here; none when it is kept where this command does not find it.
+/// The keys that sign and signed here; none when they are kept where this command does not find them.
+fn our_keys(state: &Path) -> Vec<PublicKey> {
+    let (Some(key), Ok(dir)) = (our_key(state), StateDir::open(state)) else {
+        return Vec::new();
+    };
+    let mut keys = rotation::earlier(&dir, key);
+    keys.push(key);
+    keys
+}
+
 fn our_key(state: &Path) -> Option<PublicKey> {
     let dir = StateDir::open(state).ok()?;
     if Some(state) == locate::own_state_dir().as_deref()

@@ -113,9 +113,10 @@ fn failure(error: TrustError) -> Failure {
         }
         TrustError::Unknown(_) => Code::NotFound,
         TrustError::Held { .. } => Code::IdentityConflict,
-        TrustError::Configured(_) | TrustError::NotOffered { .. } | TrustError::Denied(_) => {
-            Code::InvalidRequest
-        }
+        TrustError::Configured(_)
+        | TrustError::NotOffered { .. }
+        | TrustError::Denied(_)
+        | TrustError::Retired(_) => Code::InvalidRequest,
     };
     Failure::not_started(code, format!("{error}; {}", error.hint()))
 }

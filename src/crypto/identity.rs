@@ -290,13 +290,23 @@ impl Identity {
         if let Some(identity) = Self::read(&path)? {
             return Ok(identity);
         }
-        let seed = Zeroizing::new(random_bytes());
-        state::write_atomic(&path, seed.as_ref()).map_err(|source| IdentityError::Io {
-            path,
-            action: "write",
-            source,
-        })?;
-        Ok(Self::from_seed(&seed))
+        Self::store(dir, &Zeroizing::new(random_bytes()))
+    }
+
+    /// Puts another key in the place of that in the state folder, as a whole. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`]; the old key is in its place then.
+    pub fn store(dir: &StateDir, seed: &Zeroizing<[u8; 32]>) -> Result<Self, IdentityError> {
+        let path = dir.path(FILE);
+        match state::write_atomic(&path, seed.as_ref()) {
+            Ok(()) => Ok(Self::from_seed(seed)),
+            Err(source) => Err(IdentityError::Io {
+                path,
+                action: "write",
+                source,
+            }),
+        }
     }
 
     /// The key in `path`; none when there is no such file.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     secure::secure,
-    upgrade::{Refusal, Upgraded, upgrade},
+    upgrade::{Facts, Refusal, Upgraded, upgrade},
 };
 use super::{
     carriage::{Carriage, Network, Posture},
@@ -27,7 +27,7 @@ use super::{
     handshake::respond,
     hub::{Hub, linger, refuse},
     limiter::{
-        Cidr, Limiter, Source,
+        Limiter, Source,
         pending::{Pending, Ticket},
     },
     tls::ListenerTls,
@@ -174,11 +174,11 @@ async fn greet(
     authenticated: &CancellationToken,
 ) {
     let (address, over_tls) = (arrival.address, arrival.acceptor.is_some());
-    let upgraded = match open(arrival, &hub.settings.trusted_proxies).await {
+    let upgraded = match open(arrival, hub).await {
         Ok(upgraded) => upgraded,
         Err(refusal) => return refused(hub, gate, refusal, address),
     };
-    let (ws, from) = (upgraded.ws, upgraded.from);
+    let (ws, from, shown) = (upgraded.ws, upgraded.from, upgraded.rotations);
     let source = Source::new(from);
     let carriage = Carriage {
         tls: if over_tls || upgraded.proxy_tls {
@@ -199,7 +199,7 @@ async fn greet(
         }
         place = Place::take(hub, gate, Some(source), end);
     }
-    let established = match respond(&mut sink, &mut stream, &hub.settings.us).await {
+    let established = match respond(&mut sink, &mut stream, &hub.settings.us, shown).await {
         Ok(established) => established,
         Err(error) => {
             hub.drops.count(Reason::AuthFailed);
@@ -221,11 +221,15 @@ async fn greet(
 }
 
 /// From a raw socket to a WebSocket.
-async fn open(arrival: Arrival, trusted_proxies: &[Cidr]) -> Result<Upgraded, Refusal> {
+async fn open(arrival: Arrival, hub: &Hub) -> Result<Upgraded, Refusal> {
     let deadline = arrival.since + UPGRADE_TIMEOUT;
     ws::tune(&arrival.socket);
     let socket = secure(arrival.socket, arrival.acceptor, deadline).await?;
-    upgrade(socket, arrival.address, trusted_proxies, deadline).await
+    let facts = Facts {
+        trusted_proxies: &hub.settings.trusted_proxies,
+        rotations: hub.shown.as_ref(),
+    };
+    upgrade(socket, arrival.address, facts, deadline).await
 }
 
 fn refused(hub: &Hub, gate: &Gate, refusal: Refusal, from: IpAddr) {

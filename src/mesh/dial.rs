@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use self::{
     backoff::Backoff,
-    connect::{ConnectError, Way, connect},
+    connect::{ConnectError, Connected, Way, connect},
     tls::PeerTls,
 };
 use super::{
@@ -99,6 +99,7 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
         tls: peer.tls.settings(&hub.settings.tls),
         pinned: matches!(peer.tls, PeerTls::Pinned(_)),
         proxy: peer.proxy.clone(),
+        rotations: hub.shown.clone(),
     };
     let mut backoff = Backoff::default();
     let mut links_changed = hub.links_changed.subscribe();
@@ -159,9 +160,14 @@ async fn attempt(
     peer: &PeerConfig,
     way: &Way,
 ) -> Result<Option<Arc<Link>>, DialError> {
-    let (ws, carriage) = connect(way).await?;
+    let Connected {
+        ws,
+        carriage,
+        rotations,
+    } = connect(way).await?;
     let (mut sink, mut stream) = ws.split();
-    match initiate(&mut sink, &mut stream, &hub.settings.us, &peer.node_id).await {
+    let us = &hub.settings.us;
+    match initiate(&mut sink, &mut stream, us, &peer.node_id, rotations).await {
         Ok(established) => Ok(hub.admit(established, carriage, (sink, stream)).await),
         Err(error) => {
             linger(&mut stream).await;

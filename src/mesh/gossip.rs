@@ -29,6 +29,7 @@ use super::{
     bucket::Bucket,
     linkstate::{LinkState, Load},
     membership::{Introducer, Membership, Outcome},
+    rotation,
     signed::{self, Item, RecordError, RecordKind, Signed, Version},
     view::Descriptor,
 };
@@ -131,6 +132,11 @@ impl Gossip {
             expire_at: now + EXPIRE_EVERY,
             jitter: seed | 1,
         }
+    }
+
+    /// Our changes of key, the newest last. Called before the first link.
+    pub fn set_rotations(&mut self, records: &[Signed]) {
+        self.own.set_rotations(records);
     }
 
     /// Nodes of the mesh, ourselves among them.
@@ -240,6 +246,9 @@ impl Gossip {
             kind: claim.kind,
             key: claim.key.id(),
         };
+        if claim.key == self.own.key() && claim.kind == RecordKind::Rotation {
+            return self.stolen(&claim, (header, body));
+        }
         if claim.key == self.own.key() {
             return self.own_record(&claim, (header, body));
         }
@@ -251,7 +260,9 @@ impl Gossip {
             level: peer.about.level,
             since: peer.since,
         };
-        let outcome = if claim.node == self.us {
+        let outcome = if self.own.has_rotation(&item) {
+            Outcome::Old
+        } else if claim.node == self.us {
             Outcome::Refused
         } else {
             self.members
@@ -279,6 +290,20 @@ impl Gossip {
             | Outcome::TooFast => {}
         }
         Ok(Taken::Outcome(outcome, claim.node, claim.kind))
+    }
+
+    /// Our present key is given up, and not by us: somebody else has it. Nothing but the operator can
+    /// help, so the operator hears of it.
+    fn stolen(
+        &self,
+        claim: &signed::Claim,
+        (header, body): (&[u8], &[u8]),
+    ) -> Result<Taken, RecordError> {
+        let rotation = rotation::verify(claim, header, body)?;
+        let why = "this node did not make it: somebody else has its key";
+        self.trust.refuse_rotation(&claim.node, &rotation.new, why);
+        let refused = Outcome::Refused;
+        Ok(Taken::Outcome(refused, claim.node.clone(), claim.kind))
     }
 
     fn own_record(
@@ -346,6 +371,9 @@ impl Gossip {
                         if item.key == self.own.id() {
                             // Of an earlier life with greater numbers: its signature must be seen.
                             return *version > self.own.version();
+                        }
+                        if self.own.has_rotation(item) {
+                            return false;
                         }
                         self.members.lacks(item, *version)
                     })

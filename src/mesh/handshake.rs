@@ -15,7 +15,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use crate::{
     crypto::{
         handshake::{Abort, Initiator, Local, Responder, Verified},
-        identity::Identity,
+        identity::{Identity, PublicKey},
         secret::Secret,
         stretch::{MeshKeys, SecretId},
         transcript::Carrier,
@@ -29,7 +29,9 @@ use crate::{
 };
 
 use super::{
+    rotation,
     session::Peer,
+    signed::{self, RecordKind, Signed},
     transport::{Message, MessageSink, MessageStream, TransportError},
 };
 
@@ -100,6 +102,33 @@ pub struct Ourselves {
     pub trust: TrustStore,
     /// What we tell the other side.
     pub params: Params,
+}
+
+/// Follows changes of key that the other side has shown at the door, if it turns out to be `node` with
+/// a key that is not the one we hold. Called when the other side has proved itself as far as it can
+/// at this point, so that a stranger can make us check nothing. Blocks on the disk.
+fn learn(trust: &TrustStore, shown: &[Signed], node: &NodeId, key: &PublicKey) {
+    if shown.is_empty() || trust.holds(node, key) {
+        return;
+    }
+    for record in shown {
+        let Ok(claim) = signed::claim(&record.header) else {
+            continue;
+        };
+        // Only what changes the key that counts now is worth a look.
+        let counts = claim.node == *node && trust.holds(node, &claim.key);
+        if claim.kind != RecordKind::Rotation || !counts {
+            continue;
+        }
+        match rotation::verify(&claim, &record.header, &record.body) {
+            Ok(rotation) => {
+                // A refusal has been told to the operator.
+                let _ = trust.follow(&rotation);
+            }
+            Err(error) => trust.refuse_rotation(node, key, &error.to_string()),
+        }
+    }
+    trust.save();
 }
 
 impl Ourselves {
@@ -280,7 +309,8 @@ fn abort_hint(abort: &Abort) -> Option<String> {
     Some(hint.into())
 }
 
-/// Runs the dialer's half with the node that is expected to be `expected`.
+/// Runs the dialer's half with the node that is expected to be `expected` and has shown these changes of
+/// its key.
 ///
 /// # Errors
 /// [`HandshakeError`]; the connection is closed then.
@@ -289,12 +319,13 @@ pub async fn initiate<S: MessageSink, R: MessageStream>(
     stream: &mut R,
     us: &Ourselves,
     expected: &NodeId,
+    shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
-    let outcome = timeout(HANDSHAKE_TIMEOUT, dial(sink, stream, us, expected)).await;
+    let outcome = timeout(HANDSHAKE_TIMEOUT, dial(sink, stream, us, expected, shown)).await;
     finish(sink, outcome.unwrap_or(Err(HandshakeError::Timeout))).await
 }
 
-/// Runs the listener's half.
+/// Runs the listener's half with a node that has shown these changes of its key.
 ///
 /// # Errors
 /// [`HandshakeError`]; the connection is closed then.
@@ -302,8 +333,9 @@ pub async fn respond<S: MessageSink, R: MessageStream>(
     sink: &mut S,
     stream: &mut R,
     us: &Ourselves,
+    shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
-    let outcome = timeout(HANDSHAKE_TIMEOUT, accept(sink, stream, us)).await;
+    let outcome = timeout(HANDSHAKE_TIMEOUT, accept(sink, stream, us, shown)).await;
     finish(sink, outcome.unwrap_or(Err(HandshakeError::Timeout))).await
 }
 
@@ -312,6 +344,7 @@ async fn dial<S: MessageSink, R: MessageStream>(
     stream: &mut R,
     us: &Ourselves,
     expected: &NodeId,
+    shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
     let (local, expected) = (us.local(Carrier::Link), expected.clone());
     let (initiator, m1) = blocking(move || Ok(Initiator::hello(local, expected))).await?;
@@ -322,6 +355,7 @@ async fn dial<S: MessageSink, R: MessageStream>(
     let trust = us.trust.clone();
     let (proving, m3) = blocking(move || {
         let introduced = initiator.open(&m2)?;
+        learn(&trust, &shown, introduced.node(), introduced.key());
         trust.check(introduced.node(), introduced.key())?;
         Ok(introduced.prove(&key.key))
     })
@@ -349,6 +383,7 @@ async fn accept<S: MessageSink, R: MessageStream>(
     sink: &mut S,
     stream: &mut R,
     us: &Ourselves,
+    shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
     let m1 = receive(stream, Stage::Accepted).await?;
     let local = us.local(Carrier::Link);
@@ -361,6 +396,7 @@ async fn accept<S: MessageSink, R: MessageStream>(
         let proved = responder.open(&m3, &keys)?;
         let secret = proved.secret();
         let params = Params::read(proved.params()).ok_or(Abort::Malformed("params"))?;
+        learn(&trust, &shown, proved.node(), proved.key());
         trust.check(proved.node(), proved.key())?;
         let admission = trust.pin(proved.node(), proved.key(), Via::Link)?;
         let (verified, m4) = proved.accept();

@@ -4,12 +4,13 @@
 //! it what arrives and when they end; readers outside hold a snapshot by watch. What is decided is
 //! decided elsewhere and purely: by [`super::links`], [`super::gossip`], [`super::routing`]. `spread`
 //! drives gossip, `routes` keeps the table of next hops, `forward` passes frames of others on, `secrets`
-//! follows changes of the mesh's secret.
+//! and `trust` follow changes of the mesh's secret and of whom we believe.
 
 mod forward;
 mod routes;
 mod secrets;
 mod spread;
+mod trust;
 mod watch;
 
 use std::{
@@ -40,6 +41,7 @@ use super::{
     links::{Links, Step},
     linkstate::Load,
     relay::Relay,
+    rotation,
     session::{SessionHandler, SessionRef},
     sessions::Sessions,
     traffic::Traffic,
@@ -116,6 +118,8 @@ pub(super) struct Hub {
     pub(super) resumed: sync::watch::Sender<u64>,
     pub(super) view: sync::watch::Sender<Arc<View>>,
     key: PublicKey,
+    /// Our changes of key, as doors show them.
+    pub(super) shown: Option<http::HeaderValue>,
     relay: Relay,
     /// Wakes what spreads and routes.
     wake: Notify,
@@ -142,6 +146,7 @@ impl Hub {
             us.params.relay,
             now,
         );
+        gossip.set_rotations(&settings.rotations);
         gossip.set_offer(Descriptor {
             software: us.params.sw.clone(),
             ..Descriptor::default()
@@ -158,6 +163,7 @@ impl Hub {
         );
         let hub = Arc::new(Self {
             key: us.identity.public(),
+            shown: rotation::shown(&settings.rotations),
             relay: Relay::default(),
             wake: Notify::new(),
             queued: Arc::default(),
@@ -184,7 +190,7 @@ impl Hub {
         });
         tasks.spawn(watch::run_refresh(hub.clone()));
         tasks.spawn(spread::run(hub.clone()));
-        tasks.spawn(watch::run_trust(hub.clone()));
+        tasks.spawn(trust::run(hub.clone()));
         tasks.spawn(secrets::run(hub.clone()));
         tasks.spawn(watch::run_pause(hub.clone()));
         hub

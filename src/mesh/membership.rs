@@ -8,6 +8,7 @@
 
 mod admission;
 mod known;
+mod rotations;
 #[cfg(test)]
 mod tests;
 mod tombs;
@@ -20,7 +21,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use self::{admission::Introducers, tombs::Tombs};
+use self::{admission::Introducers, rotations::Rotations, tombs::Tombs};
 use super::{
     bucket::Bucket,
     descriptor,
@@ -148,6 +149,7 @@ pub struct Membership {
     /// Which name a key that has records goes by.
     names: HashMap<KeyId, NodeId>,
     tombs: Tombs,
+    rotations: Rotations,
     introducers: Introducers,
 }
 
@@ -202,6 +204,15 @@ impl Membership {
 
     /// Asks the trust store about everybody anew, after it has changed.
     pub fn judge_again(&mut self, trust: &TrustStore, now: Instant) {
+        // A handshake may have brought a new key of a node.
+        let given_up = self.members.iter().filter_map(|(node, member)| {
+            let key = member.key?;
+            let current = trust.current(&key);
+            (current != key).then(|| (node.clone(), key, current))
+        });
+        for (node, old, new) in given_up.collect::<Vec<_>>() {
+            self.rekey(&node, old, new, now);
+        }
         for (node, member) in &mut self.members {
             let Some(key) = member.key else { continue };
             if let Ok(level) = trust.see(node, &key, false) {
@@ -263,6 +274,17 @@ impl Membership {
         trust: &TrustStore,
         now: Instant,
     ) -> Result<Outcome, RecordError> {
+        if claim.kind == RecordKind::Rotation {
+            return self.take_rotation(claim, (header, body), from, trust, now);
+        }
+        if trust
+            .given_up(&claim.key)
+            .is_some_and(|seq| claim.version.0 <= seq)
+        {
+            // Said before the key was given up: no news, and nothing to be alarmed at.
+            self.tombs.bury(claim.key.id(), claim.version, now);
+            return Ok(Outcome::Old);
+        }
         let stale = self.stale(claim, body);
         if stale == Some(Outcome::Old) {
             return Ok(Outcome::Old);
@@ -461,6 +483,8 @@ impl Said {
             RecordKind::Descriptor => descriptor::read(payload).map(Self::Descriptor),
             RecordKind::LinkState => LinkState::read(payload).map(Self::LinkState),
             RecordKind::Leave => Some(Self::Leave),
+            // Taken elsewhere.
+            RecordKind::Rotation => None,
         }
     }
 }

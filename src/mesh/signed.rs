@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The bytes that were signed are kept and passed on as they are, so nothing depends on how JSON is
-//! written. What a payload means is the business of [`super::descriptor`] and [`super::linkstate`].
+//! written. What a payload means is the business of [`super::descriptor`], [`super::linkstate`] and
+//! [`super::rotation`].
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -14,7 +15,7 @@ use crate::{
     ids::NodeId,
     wire::{
         frame::GossipHeader,
-        limits::{DESCRIPTOR_BYTES, LINK_STATE_BYTES},
+        limits::{DESCRIPTOR_BYTES, LINK_STATE_BYTES, ROTATION_BYTES},
     },
 };
 
@@ -34,11 +35,18 @@ pub enum RecordKind {
     LinkState = 1,
     /// It goes away on purpose.
     Leave = 2,
+    /// It has another key now; signed by the old one, named by it.
+    Rotation = 3,
 }
 
 impl RecordKind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Descriptor, Self::LinkState, Self::Leave];
+    pub const ALL: [Self; 4] = [
+        Self::Descriptor,
+        Self::LinkState,
+        Self::Leave,
+        Self::Rotation,
+    ];
 
     /// Its `k` in a header.
     #[must_use]
@@ -47,6 +55,7 @@ impl RecordKind {
             Self::Descriptor => "desc",
             Self::LinkState => "ls",
             Self::Leave => "leave",
+            Self::Rotation => "rot",
         }
     }
 
@@ -62,6 +71,7 @@ impl RecordKind {
             Self::Descriptor => DESCRIPTOR_BYTES,
             Self::LinkState => LINK_STATE_BYTES,
             Self::Leave => 0,
+            Self::Rotation => ROTATION_BYTES,
         }
     }
 }
@@ -227,6 +237,7 @@ mod tests {
             (RecordKind::Descriptor, &b"{\"a\":1}"[..]),
             (RecordKind::LinkState, b"{}"),
             (RecordKind::Leave, b""),
+            (RecordKind::Rotation, b"{\"b\":2}"),
         ] {
             let signed = sign(&identity, &node(), kind, (7, 3), payload);
             let (claim, read) = open(&signed.header, &signed.body).unwrap();
@@ -267,6 +278,7 @@ mod tests {
             (RecordKind::Descriptor, DESCRIPTOR_BYTES),
             (RecordKind::LinkState, LINK_STATE_BYTES),
             (RecordKind::Leave, 0),
+            (RecordKind::Rotation, ROTATION_BYTES),
         ] {
             let fits = sign(&identity, &node(), kind, (1, 1), &vec![b' '; most]);
             assert!(open(&fits.header, &fits.body).is_ok());

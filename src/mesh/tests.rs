@@ -7,6 +7,7 @@ mod field;
 mod flood;
 mod relayed;
 mod resume;
+mod rotation;
 mod secrets;
 mod secure;
 

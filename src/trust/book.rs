@@ -1,5 +1,7 @@
 //! The decisions themselves: no disk, no clock, no logging.
 
+mod follow;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -18,7 +20,10 @@ use super::{
     Admission, Level, Refusal, TrustEntry, TrustError, Via,
     conflicts::{Conflict, ConflictKind, Conflicts, Crowd},
     file::{Denial, Pin, Stored},
+    retired::RetiredKeys,
 };
+
+pub use self::follow::Followed;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -57,6 +62,7 @@ pub(super) struct Book {
     /// bounded by membership.
     seen: BTreeMap<String, Seen>,
     denied: BTreeMap<KeyId, Denial>,
+    retired: RetiredKeys,
     conflicts: Conflicts,
     crowd: Crowd,
     /// When the latest new pins that count were made; at most [`NEW_PINS_PER_MINUTE`].
@@ -99,6 +105,7 @@ impl Book {
             pins: stored.pins.into_iter().map(named).collect(),
             seen: BTreeMap::new(),
             denied: stored.denied,
+            retired: RetiredKeys(stored.retired),
             conflicts: Conflicts::default(),
             crowd: Crowd::default(),
             recent: VecDeque::new(),
@@ -111,6 +118,7 @@ impl Book {
         Stored {
             pins: pins.map(|n| (n.node.clone(), n.pin.clone())).collect(),
             denied: self.denied.clone(),
+            retired: self.retired.0.clone(),
         }
     }
 
@@ -177,6 +185,13 @@ impl Book {
         if self.denied.contains_key(&found) {
             return Err(Refusal::Denied(found));
         }
+        if let Some(retired) = self.retired.get(&found) {
+            return Err(Refusal::Retired {
+                node: node.clone(),
+                key: found,
+                successor: retired.successor.id(),
+            });
+        }
         let configured = self.configured.get(&folded);
         let pinned = self.pins.get(&folded);
         let looks_like = |like: &NodeId| Refusal::LooksLike {
@@ -194,9 +209,9 @@ impl Book {
             if configured.node != *node {
                 return Err(looks_like(&configured.node));
             }
-            if let Some(held) = &configured.key {
-                if held != key {
-                    return Err(conflict(held, true));
+            if let Some(held) = configured.key.map(|key| self.current(key)) {
+                if held != *key {
+                    return Err(conflict(&held, true));
                 }
                 // The pin may still be the key the configuration replaces.
                 let new = pinned.is_none_or(|p| p.pin.key != *key);
@@ -295,6 +310,7 @@ impl Book {
                 let why = format!("{refusal}; {}", refusal.hint());
                 return self.crowd.note(node, why, unix);
             }
+            Refusal::Retired { successor, .. } => (ConflictKind::Retired, Some(*successor)),
             Refusal::Denied(_) => return false,
         };
         self.conflicts.note(Conflict {
@@ -373,6 +389,9 @@ impl Book {
         if self.denied.contains_key(&id) {
             return Err(TrustError::Denied(id));
         }
+        if self.retired.get(&id).is_some() {
+            return Err(TrustError::Retired(id));
+        }
         self.refuse_configured(node, key)?;
         match self.pins.get_mut(&node.folded()) {
             Some(Named { node: held, pin }) if held != node || pin.key != *key => {
@@ -400,6 +419,9 @@ impl Book {
     pub(super) fn accept(&mut self, node: &NodeId, id: KeyId, unix: u64) -> Result<(), TrustError> {
         if self.denied.contains_key(&id) {
             return Err(TrustError::Denied(id));
+        }
+        if self.retired.get(&id).is_some() {
+            return Err(TrustError::Retired(id));
         }
         let folded = node.folded();
         if let Some(Named { node: held, pin }) = self.pins.get_mut(&folded)
@@ -430,7 +452,7 @@ impl Book {
     /// Commands do not contradict the configuration: it would win again at the next start.
     fn refuse_configured(&self, node: &NodeId, key: &PublicKey) -> Result<(), TrustError> {
         match self.configured.get(&node.folded()) {
-            Some(c) if c.node != *node || c.key.is_some_and(|held| held != *key) => {
+            Some(c) if c.node != *node || c.key.is_some_and(|held| self.current(held) != *key) => {
                 Err(TrustError::Configured(c.node.clone()))
             }
             _ => Ok(()),
@@ -455,9 +477,9 @@ impl Book {
     }
 
     pub(super) fn lift(&mut self, id: KeyId) -> Result<(), TrustError> {
-        match self.denied.remove(&id) {
-            Some(_) => Ok(()),
-            None => Err(TrustError::Unknown(id.to_string())),
+        match (self.denied.remove(&id), self.retired.0.remove(&id)) {
+            (Some(_), _) | (_, Some(_)) => Ok(()),
+            (None, None) => Err(TrustError::Unknown(id.to_string())),
         }
     }
 
@@ -478,7 +500,7 @@ impl Book {
             entries.insert(folded, entry(node, pin.key, pin.level, first_seen, pin.via));
         }
         for (folded, configured) in &self.configured {
-            if let Some(key) = configured.key {
+            if let Some(key) = configured.key.map(|key| self.current(key)) {
                 let pinned = self.pins.get(folded).filter(|p| p.pin.key == key);
                 let first_seen = pinned.map(|p| p.pin.first_seen);
                 let trusted = entry(

@@ -22,6 +22,10 @@ pub enum ConflictKind {
     LooksLike,
     /// Mode `explicit`, and the key is not listed.
     NotListed,
+    /// The node gave this key up for another.
+    Retired,
+    /// A change of the node's key that was not followed.
+    Rotation,
 }
 
 /// One refused name and key.
@@ -67,6 +71,11 @@ impl Conflict {
             (ConflictKind::LooksLike, _) => {
                 format!("with key {key_id} differs only in case from a known name")
             }
+            (ConflictKind::Retired, held) => {
+                let held = held.map(|held| format!(" for {held}")).unwrap_or_default();
+                format!("shows key {key_id}, which it gave up{held}")
+            }
+            (ConflictKind::Rotation, _) => format!("would change its key to {key_id}"),
             (ConflictKind::NotListed, _) => {
                 return format!("node `{node}` with key {key_id} asks to be listed; {hint}");
             }

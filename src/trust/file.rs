@@ -10,7 +10,7 @@ use crate::{
     state::{StateDir, StateError},
 };
 
-use super::{Level, TrustError, Via};
+use super::{Level, TrustError, Via, retired::Retired};
 
 const NAME: &str = "pins.json";
 
@@ -23,6 +23,9 @@ pub(super) struct Stored {
     /// By key.
     #[serde(default)]
     pub(super) denied: BTreeMap<KeyId, Denial>,
+    /// Keys that were given up, by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) retired: BTreeMap<KeyId, Retired>,
 }
 
 /// One pinned key.

@@ -14,6 +14,19 @@ pub const FREE_PINS: usize = SEEN_PER_NEIGHBOUR;
 pub const NEW_PINS_PER_MINUTE: u32 = 20;
 /// Pins in all.
 pub const PINS: usize = 4096;
+/// Key rotations of one name that are followed within a day.
+pub const ROTATIONS_PER_DAY: usize = 4;
+/// Keys remembered that were given up; above that no rotation is followed. Four a day of one name fill it
+/// in years.
+pub const RETIRED_KEYS: usize = 8192;
+/// Longest payload of a key rotation.
+pub const ROTATION_BYTES: usize = 1024;
+/// Own rotations shown to a neighbour: how many a node may miss.
+pub const ROTATIONS_SHOWN: usize = 4;
+/// Own rotations kept, which also say whose the older heads of the audit record are.
+pub const ROTATIONS_OWN: usize = 64;
+/// Rotations of others kept to pass on; the oldest goes first.
+pub const ROTATIONS_KEPT: usize = 1024;
 /// Refused names and keys remembered for the operator.
 pub const CONFLICTS: usize = 64;
 /// The same for one name: ever new keys under it must not push out other names.

@@ -20,6 +20,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use crate::{
     mesh::{
         limiter::{Cidr, source::behind_proxies},
+        rotation,
+        signed::Signed,
         socket::Socket,
         ws::Ws,
     },
@@ -57,6 +59,15 @@ pub enum Refusal {
     Timeout,
 }
 
+/// What the listener brings into an upgrade.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Facts<'a> {
+    /// Proxies that are believed.
+    pub trusted_proxies: &'a [Cidr],
+    /// Our changes of key, shown in the answer.
+    pub rotations: Option<&'a HeaderValue>,
+}
+
 /// A connection after the upgrade.
 #[derive(Debug)]
 pub struct Upgraded {
@@ -66,10 +77,13 @@ pub struct Upgraded {
     pub from: IpAddr,
     /// Whether a trusted proxy says that it was reached over TLS.
     pub proxy_tls: bool,
+    /// Changes of its key that the dialer has shown; nothing of them is checked yet.
+    pub rotations: Vec<Signed>,
 }
 
-/// What the one request deserves, where it really comes from, and whether a proxy saw TLS.
-type Verdict = (Result<(), Refusal>, IpAddr, bool);
+/// What the one request deserves, where it really comes from, whether a proxy saw TLS, and the changes
+/// of key it shows.
+type Verdict = (Result<(), Refusal>, IpAddr, bool, Vec<Signed>);
 
 enum Answer {
     Link(HeaderValue),
@@ -128,7 +142,7 @@ fn judge<B>(request: &Request<B>) -> Answer {
     }
 }
 
-fn respond(answer: &Answer) -> Response<Empty<Bytes>> {
+fn respond(answer: &Answer, rotations: Option<&HeaderValue>) -> Response<Empty<Bytes>> {
     let mut response = Response::new(Empty::new());
     match answer {
         Answer::Link(accept) => {
@@ -141,6 +155,9 @@ fn respond(answer: &Answer) -> Response<Empty<Bytes>> {
                 header::SEC_WEBSOCKET_PROTOCOL,
                 HeaderValue::from_static(SUBPROTOCOL),
             );
+            if let Some(rotations) = rotations {
+                headers.insert(rotation::HEADER, rotations.clone());
+            }
         }
         Answer::No(_, status) => {
             *response.status_mut() = *status;
@@ -169,9 +186,10 @@ fn over_tls(headers: &HeaderMap, address: IpAddr, trusted_proxies: &[Cidr]) -> b
 pub async fn upgrade(
     socket: Socket,
     address: IpAddr,
-    trusted_proxies: &[Cidr],
+    facts: Facts<'_>,
     deadline: Instant,
 ) -> Result<Upgraded, Refusal> {
+    let trusted_proxies = facts.trusted_proxies;
     // The service cannot return the verdict, so it leaves it here.
     let verdict: Arc<Mutex<Option<Verdict>>> = Arc::default();
     let service = service_fn(|request: Request<Incoming>| {
@@ -184,8 +202,10 @@ pub async fn upgrade(
         let lines: Vec<&str> = lines.iter().filter_map(|l| l.to_str().ok()).collect();
         let from = behind_proxies(address, lines.into_iter(), trusted_proxies);
         let proxy_tls = over_tls(request.headers(), address, trusted_proxies);
-        *verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some((result, from, proxy_tls));
-        let response = respond(&answer);
+        let shown = rotation::read_shown(request.headers().get(rotation::HEADER));
+        *verdict.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((result, from, proxy_tls, shown));
+        let response = respond(&answer, facts.rotations);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -204,11 +224,14 @@ pub async fn upgrade(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     match (parts, verdict) {
-        (Ok(Ok(parts)), Some((Ok(()), from, proxy_tls))) if parts.read_buf.is_empty() => {
+        (Ok(Ok(parts)), Some((Ok(()), from, proxy_tls, rotations)))
+            if parts.read_buf.is_empty() =>
+        {
             Ok(Upgraded {
                 ws: Ws::accepted(parts.io.into_inner()).await,
                 from,
                 proxy_tls,
+                rotations,
             })
         }
         // Frames sent before our answer: no honest dialer does that.
@@ -246,7 +269,7 @@ mod tests {
         Tasks::new().spawn(async move {
             let deadline = Instant::now() + UPGRADE_TIMEOUT;
             let socket = Socket::Plain(socket);
-            let _ = tell.send(upgrade(socket, address.ip(), &[], deadline).await);
+            let _ = tell.send(upgrade(socket, address.ip(), Facts::default(), deadline).await);
         });
         (client, told)
     }

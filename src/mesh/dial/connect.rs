@@ -27,6 +27,8 @@ use crate::{
     mesh::{
         accept::upgrade::SUBPROTOCOL,
         carriage::{Carriage, Network, Posture},
+        rotation,
+        signed::Signed,
         socket::Socket,
         ws::{Ws, link_config, meter::Meter, tune},
     },
@@ -151,6 +153,19 @@ pub struct Way {
     pub pinned: bool,
     /// The HTTP proxy in between.
     pub proxy: Option<HttpProxy>,
+    /// Our changes of key, shown in the request.
+    pub rotations: Option<HeaderValue>,
+}
+
+/// A node that has answered.
+#[derive(Debug)]
+pub struct Connected {
+    /// The WebSocket.
+    pub ws: Ws<Socket>,
+    /// What it runs over.
+    pub carriage: Carriage,
+    /// Changes of its key that the node has shown; nothing of them is checked yet.
+    pub rotations: Vec<Signed>,
 }
 
 impl Way {
@@ -226,7 +241,7 @@ impl Way {
 ///
 /// # Errors
 /// [`ConnectError`].
-pub async fn connect(way: &Way) -> Result<(Ws<Socket>, Carriage), ConnectError> {
+pub async fn connect(way: &Way) -> Result<Connected, ConnectError> {
     let io = timeout(DIAL_TIMEOUT, way.open())
         .await
         .map_err(|_| ConnectError::Timeout(DIAL_TIMEOUT))??;
@@ -240,9 +255,18 @@ pub async fn connect(way: &Way) -> Result<(Ws<Socket>, Carriage), ConnectError> 
         header::SEC_WEBSOCKET_PROTOCOL,
         HeaderValue::from_static(SUBPROTOCOL),
     );
+    if let Some(rotations) = &way.rotations {
+        request
+            .headers_mut()
+            .insert(rotation::HEADER, rotations.clone());
+    }
     let upgrade = client_async_with_config(request, Meter::after_http(io), Some(link_config()));
     match timeout(HANDSHAKE_TIMEOUT, upgrade).await {
-        Ok(Ok((stream, _))) => Ok((Ws::dialed(stream), carriage)),
+        Ok(Ok((stream, answer))) => Ok(Connected {
+            ws: Ws::dialed(stream),
+            carriage,
+            rotations: rotation::read_shown(answer.headers().get(rotation::HEADER)),
+        }),
         Ok(Err(error)) => Err(upgrade_error(error)),
         Err(_) => Err(ConnectError::Timeout(HANDSHAKE_TIMEOUT)),
     }
@@ -278,8 +302,9 @@ mod tests {
             tls: web_tls(),
             pinned: false,
             proxy: None,
+            rotations: None,
         };
-        connect(&way).await.map(|(ws, _)| ws)
+        connect(&way).await.map(|connected| connected.ws)
     }
 
     async fn answered(answer: &'static [u8]) -> Result<Ws<Socket>, ConnectError> {

@@ -13,7 +13,9 @@ use crate::{
         signed::{self, Item, RecordKind, Signed, Version},
         view::Descriptor,
     },
-    wire::limits::{LINK_STATE_BURST, LINK_STATE_EVERY, LINK_STATE_PER_NODE, RECORD_REFRESH},
+    wire::limits::{
+        LINK_STATE_BURST, LINK_STATE_EVERY, LINK_STATE_PER_NODE, RECORD_REFRESH, ROTATIONS_SHOWN,
+    },
 };
 
 /// Links that come up together are told together.
@@ -53,6 +55,8 @@ pub(super) struct Own {
     told: LinkState,
     ls: Signing,
     leave: Option<(Version, Signed)>,
+    /// Our changes of key by the key given up, the newest last.
+    rotations: Vec<(Item, Version, Signed)>,
     /// Since when the others should hear of what is different, and why.
     due: Option<(Due, Instant)>,
     /// Turns left for link states out of their usual time.
@@ -89,6 +93,7 @@ impl Own {
             told: links.clone(),
             links,
             leave: None,
+            rotations: Vec::new(),
             due: None,
             turns: f64::from(LINK_STATE_BURST),
             turns_at: now,
@@ -112,6 +117,26 @@ impl Own {
 
     pub(super) fn descriptor(&self) -> &Descriptor {
         &self.descriptor
+    }
+
+    /// Our changes of key, the newest last. The latest of them are what the others are to
+    /// hear of before all else.
+    pub(super) fn set_rotations(&mut self, records: &[Signed]) {
+        let read = |record: &Signed| {
+            let claim = signed::claim(&record.header).ok()?;
+            let item = Item {
+                kind: claim.kind,
+                key: claim.key.id(),
+            };
+            Some((item, claim.version, record.clone()))
+        };
+        let from = records.len().saturating_sub(ROTATIONS_SHOWN);
+        self.rotations = records[from..].iter().filter_map(read).collect();
+    }
+
+    /// Whether this is one of our changes of key.
+    pub(super) fn has_rotation(&self, item: &Item) -> bool {
+        self.rotations.iter().any(|(held, ..)| held == item)
     }
 
     fn item(&self, kind: RecordKind) -> Item {
@@ -271,10 +296,21 @@ impl Own {
             .as_ref()
             .map(|(version, _)| (self.item(RecordKind::Leave), *version));
         let stays = left.is_none();
-        living.into_iter().filter(move |_| stays).chain(left)
+        let rotations = self
+            .rotations
+            .iter()
+            .map(|(item, version, _)| (*item, *version));
+        let living = living.into_iter().filter(move |_| stays);
+        rotations.chain(living).chain(left)
     }
 
     pub(super) fn record(&self, item: &Item) -> Option<&Signed> {
+        if item.kind == RecordKind::Rotation {
+            let mut rotations = self.rotations.iter();
+            return rotations
+                .find(|(held, ..)| held == item)
+                .map(|(.., record)| record);
+        }
         if item.key != self.id {
             return None;
         }
@@ -282,6 +318,7 @@ impl Own {
             RecordKind::Descriptor => Some(&self.desc.record),
             RecordKind::LinkState => Some(&self.ls.record),
             RecordKind::Leave => self.leave.as_ref().map(|(_, record)| record),
+            RecordKind::Rotation => None,
         }
     }
 

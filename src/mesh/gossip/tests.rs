@@ -413,3 +413,29 @@ fn a_thousand_nodes_converge() {
     assert!(share < 1.5, "{share} of the formula");
     idle_is_within_its_formula(&mut stars);
 }
+
+/// T27: a node whose key was stolen hears that it was given up in its name.
+#[test]
+fn a_stolen_key_that_is_given_up_is_told() {
+    let (mut net, [home, _, _], links) = three();
+    net.until(3 * SECOND, Net::converged);
+    let thief = Identity::generate();
+    let rotation = crate::crypto::rotation::Rotation {
+        node: node("home"),
+        old: net.nodes[home].identity.public(),
+        new: thief.public(),
+        seq: 5,
+        ts: 0,
+    };
+    let record = rotation::sign(&rotation, &net.nodes[home].identity, &thief);
+    let now = net.now;
+    let gossip = &mut net.nodes[home].gossip;
+    let taken = gossip.record(links[0], (&record.header, &record.body), now);
+    let refused = Taken::Outcome(Outcome::Refused, node("home"), RecordKind::Rotation);
+    assert_eq!(taken, Ok(refused));
+    let warnings = gossip.trust.warnings();
+    assert!(
+        warnings[0].contains("somebody else has its key"),
+        "{warnings:?}"
+    );
+}

@@ -75,8 +75,14 @@ async fn run_expecting(
         vec![message]
     });
     let (dialed, accepted) = tokio::join!(
-        initiate(&mut near.sink, &mut near.stream, dialer, expected),
-        respond(&mut far.sink, &mut far.stream, listener),
+        initiate(
+            &mut near.sink,
+            &mut near.stream,
+            dialer,
+            expected,
+            Vec::new()
+        ),
+        respond(&mut far.sink, &mut far.stream, listener, Vec::new()),
     );
     let seen = seen.lock().unwrap().clone();
     (dialed, accepted, seen)
@@ -209,8 +215,14 @@ async fn forged_proof(fake: &Ourselves, office: &Ourselves) -> (Outcome, Outcome
         vec![message]
     });
     let (dialed, accepted) = tokio::join!(
-        initiate(&mut near.sink, &mut near.stream, fake, &office.node_id),
-        respond(&mut far.sink, &mut far.stream, office),
+        initiate(
+            &mut near.sink,
+            &mut near.stream,
+            fake,
+            &office.node_id,
+            Vec::new()
+        ),
+        respond(&mut far.sink, &mut far.stream, office, Vec::new()),
     );
     let seen = seen.lock().unwrap().clone();
     (dialed, accepted, seen)
@@ -336,7 +348,7 @@ async fn a_replayed_dialer_is_refused() {
     for text in captured {
         near.sink.feed(Message::Text(text)).await.unwrap();
     }
-    let accepted = respond(&mut far.sink, &mut far.stream, &office).await;
+    let accepted = respond(&mut far.sink, &mut far.stream, &office, Vec::new()).await;
     assert_eq!(abort(accepted), Abort::Altered("proof"));
     assert_eq!(office.trust.list(), before);
     assert!(matches!(
@@ -354,7 +366,14 @@ async fn a_replayed_listener_is_refused() {
     for text in texts(&seen, Direction::Back) {
         far.sink.feed(Message::Text(text)).await.unwrap();
     }
-    let dialed = initiate(&mut near.sink, &mut near.stream, &home, &office.node_id).await;
+    let dialed = initiate(
+        &mut near.sink,
+        &mut near.stream,
+        &home,
+        &office.node_id,
+        Vec::new(),
+    )
+    .await;
     assert_eq!(abort(dialed), Abort::OtherMesh);
 }
 
@@ -402,7 +421,7 @@ async fn anything_but_the_next_message_ends_the_handshake() {
     for message in junk {
         let (mut near, mut far) = memory::pair();
         near.sink.feed(message.clone()).await.unwrap();
-        let accepted = respond(&mut far.sink, &mut far.stream, &office).await;
+        let accepted = respond(&mut far.sink, &mut far.stream, &office, Vec::new()).await;
         assert!(
             matches!(abort(accepted), Abort::Malformed(_)),
             "{message:?}"
@@ -427,8 +446,14 @@ async fn anything_but_the_next_message_ends_the_handshake() {
             }]
         });
         let (dialed, accepted) = tokio::join!(
-            initiate(&mut near.sink, &mut near.stream, &home, &office.node_id),
-            respond(&mut far.sink, &mut far.stream, &office),
+            initiate(
+                &mut near.sink,
+                &mut near.stream,
+                &home,
+                &office.node_id,
+                Vec::new()
+            ),
+            respond(&mut far.sink, &mut far.stream, &office, Vec::new()),
         );
         assert!(dialed.is_err());
         // The listener is done once it has sent the last message.
@@ -447,6 +472,7 @@ async fn the_earlier_plugin_is_recognised() {
         &mut near.stream,
         &home,
         &"office-01".parse().unwrap(),
+        Vec::new(),
     )
     .await;
     let error = dialed.unwrap_err();
@@ -471,8 +497,14 @@ async fn an_early_end_is_an_error_at_every_step() {
             }
         });
         let (dialed, accepted) = tokio::join!(
-            initiate(&mut near.sink, &mut near.stream, &home, &office.node_id),
-            respond(&mut far.sink, &mut far.stream, &office),
+            initiate(
+                &mut near.sink,
+                &mut near.stream,
+                &home,
+                &office.node_id,
+                Vec::new()
+            ),
+            respond(&mut far.sink, &mut far.stream, &office, Vec::new()),
         );
         let error = dialed.unwrap_err();
         assert!(!error.is_refusal(), "{error}");
@@ -488,10 +520,16 @@ async fn a_silent_other_side_costs_ten_seconds() {
     let began = tokio::time::Instant::now();
     let expected = "office-01".parse().unwrap();
     let (dialed, accepted) = tokio::join!(
-        initiate(&mut near.sink, &mut near.stream, &home, &expected),
+        initiate(
+            &mut near.sink,
+            &mut near.stream,
+            &home,
+            &expected,
+            Vec::new()
+        ),
         async {
             let (_silent, mut far_only) = memory::pair();
-            respond(&mut far_only.sink, &mut far_only.stream, &home).await
+            respond(&mut far_only.sink, &mut far_only.stream, &home, Vec::new()).await
         },
     );
     assert_eq!(began.elapsed().as_secs(), HANDSHAKE_TIMEOUT.as_secs());

@@ -45,37 +45,6 @@ pub(super) async fn run_refresh(hub: Arc<Hub>) {
     }
 }
 
-/// Closes the links of keys that are not believed any more, and follows changes of rights.
-pub(super) async fn run_trust(hub: Arc<Hub>) {
-    let trust = hub.settings.us.trust.clone();
-    let mut changes = trust.subscribe();
-    loop {
-        tokio::select! {
-            () = hub.stop.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-        }
-        hub.sessions.follow(&trust);
-        {
-            let mut state = hub.state();
-            state.gossip.members.judge_again(&trust, Instant::now());
-            state.routes.wanted(Instant::now());
-            hub.publish(&mut state);
-        }
-        hub.wake.notify_one();
-        for link in hub.open_links() {
-            let peer = link.neighbour();
-            match trust.standing(&peer.node, &peer.key) {
-                None => link.end(CloseCode::AuthFailed, "key not trusted any more"),
-                Some(now) if now.level != peer.level || now.labels != peer.labels => {
-                    link.change_rights(now.level, now.labels);
-                    hub.state().gossip.level(link.id(), now.level);
-                }
-                Some(_) => {}
-            }
-        }
-    }
-}
-
 /// Ends a link that another one has replaced, once the other side uses the new one too: it may learn
 /// of it a little later than we, and must never be without a link in between.
 pub(super) async fn run_replacement(old: Arc<Link>, new: Arc<Link>) {

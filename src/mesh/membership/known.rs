@@ -42,8 +42,10 @@ impl Membership {
     /// The latest record of one kind and key.
     #[must_use]
     pub fn record(&self, item: &Item) -> Option<&Signed> {
-        if item.kind == RecordKind::Leave {
-            return self.tombs.record(&item.key);
+        match item.kind {
+            RecordKind::Leave => return self.tombs.record(&item.key),
+            RecordKind::Rotation => return self.rotations.record(&item.key),
+            RecordKind::Descriptor | RecordKind::LinkState => {}
         }
         let member = self.members.get(self.names.get(&item.key)?)?;
         member.records[item.kind as usize]
@@ -54,8 +56,10 @@ impl Membership {
     /// The number of the latest record of one kind and key.
     #[must_use]
     pub fn version(&self, item: &Item) -> Option<Version> {
-        if item.kind == RecordKind::Leave {
-            return self.tombs.left(&item.key);
+        match item.kind {
+            RecordKind::Leave => return self.tombs.left(&item.key),
+            RecordKind::Rotation => return self.rotations.version(&item.key),
+            RecordKind::Descriptor | RecordKind::LinkState => {}
         }
         let member = self.members.get(self.names.get(&item.key)?)?;
         Some(member.records[item.kind as usize].as_ref()?.version)
@@ -71,12 +75,20 @@ impl Membership {
                 Some((Item { kind, key: key? }, held.version))
             })
         });
-        records.chain(self.tombs.items())
+        // Rotations first: what a new key signed is believed only after its own.
+        self.rotations
+            .items()
+            .chain(records)
+            .chain(self.tombs.items())
     }
 
     /// Whether a record of this kind, key and version would be news, as far as its number tells.
     #[must_use]
     pub fn lacks(&self, item: &Item, version: Version) -> bool {
+        if item.kind == RecordKind::Rotation {
+            let held = self.rotations.version(&item.key);
+            return held.is_none_or(|held| held < version);
+        }
         if self.tombs.covers(&item.key, version) {
             return false;
         }

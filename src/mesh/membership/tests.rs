@@ -344,3 +344,93 @@ fn records_of_one_node_are_taken_at_its_pace() {
     assert_eq!(bench.take(&a.desc((1, 1000), "x")), Ok(Outcome::News));
     assert_eq!(bench.take(&a.desc((1, 1001), "x")), Ok(Outcome::TooFast));
 }
+
+/// T27: a valid rotation is news once and moves the node to its new key; others are refused.
+#[test]
+fn a_node_goes_on_with_its_new_key() {
+    let (mut bench, a, b) = (Bench::new(), Signer::new("a"), Signer::new("a"));
+    let rotation = |old: &Signer, new: &Signer, seq| crate::crypto::rotation::Rotation {
+        node: node("a"),
+        old: old.identity.public(),
+        new: new.identity.public(),
+        seq,
+        ts: 0,
+    };
+    let sign = |old: &Signer, new: &Signer, seq| {
+        let rotation = rotation(old, new, seq);
+        crate::mesh::rotation::sign(&rotation, &old.identity, &new.identity)
+    };
+    assert_eq!(bench.take(&a.desc((1, 2), "before")), Ok(Outcome::News));
+    assert_eq!(bench.take(&b.desc((2, 1), "early")), Ok(Outcome::Refused));
+
+    let c = Signer::new("a");
+    let unsigned = rotation(&a, &b, 5);
+    let half = crate::mesh::rotation::sign(&unsigned, &a.identity, &c.identity);
+    assert_eq!(bench.take(&half), Err(RecordError::Malformed));
+    let told = bench.trust.conflicts();
+    assert!(
+        told.iter()
+            .any(|c| c.hint.contains("a signature of it does not hold"))
+    );
+    assert_eq!(
+        bench.view("a").unwrap().key_id,
+        Some(a.identity.public().id())
+    );
+
+    let good = sign(&a, &b, 5);
+    let item = Item {
+        kind: RecordKind::Rotation,
+        key: a.identity.public().id(),
+    };
+    assert!(bench.members.lacks(&item, (5, 1)));
+    assert_eq!(bench.take(&good), Ok(Outcome::News));
+    assert_eq!(bench.take(&good), Ok(Outcome::Old));
+    assert!(!bench.members.lacks(&item, (5, 1)));
+    assert_eq!(bench.members.record(&item), Some(&good));
+    assert_eq!(
+        bench.members.items().next(),
+        Some((item, (5, 1))),
+        "before all else"
+    );
+    let view = bench.view("a").unwrap();
+    assert_eq!(view.key_id, Some(b.identity.public().id()));
+    assert_eq!(view.descriptor.software, "before", "until it speaks again");
+
+    let told = bench.trust.conflicts().len();
+    assert_eq!(bench.take(&a.leave((5, 0))), Ok(Outcome::Old));
+    assert_eq!(
+        bench.trust.conflicts().len(),
+        told,
+        "said before the change"
+    );
+    assert_eq!(bench.take(&a.desc((9, 9), "old key")), Ok(Outcome::Refused));
+    assert_eq!(bench.trust.conflicts().len(), told + 1);
+    assert_eq!(bench.take(&b.desc((2, 1), "after")), Ok(Outcome::News));
+    assert_eq!(bench.view("a").unwrap().descriptor.software, "after");
+    // Replayed numbers, and a second successor.
+    assert_eq!(bench.take(&sign(&b, &c, 5)), Ok(Outcome::Refused));
+    assert_eq!(bench.take(&sign(&a, &c, 6)), Ok(Outcome::Refused));
+    assert_eq!(
+        bench.view("a").unwrap().key_id,
+        Some(b.identity.public().id())
+    );
+}
+
+#[test]
+fn a_rotation_of_a_stranger_makes_its_new_key_known() {
+    let (mut bench, a, b) = (Bench::new(), Signer::new("a"), Signer::new("a"));
+    let rotation = crate::crypto::rotation::Rotation {
+        node: node("a"),
+        old: a.identity.public(),
+        new: b.identity.public(),
+        seq: 5,
+        ts: 0,
+    };
+    let record = crate::mesh::rotation::sign(&rotation, &a.identity, &b.identity);
+    assert_eq!(bench.take(&record), Ok(Outcome::News));
+    assert_eq!(bench.view("a").unwrap().level, Some(Level::Seen));
+    assert_eq!(bench.take(&a.desc((1, 1), "old key")), Ok(Outcome::Refused));
+    assert_eq!(bench.take(&b.desc((1, 1), "new key")), Ok(Outcome::News));
+    bench.pass(RECORD_EXPIRY + SECOND);
+    assert!(bench.view("a").is_none(), "nobody here has met it");
+}

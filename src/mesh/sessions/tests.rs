@@ -203,8 +203,14 @@ impl Relay {
     /// Links it to `site`, and gives that node's end.
     async fn link(&self, site: &Site) -> Arc<Link> {
         let (mut ours, mut theirs) = memory::pair();
-        let dialing = initiate(&mut ours.sink, &mut ours.stream, &self.us, &site.us.node_id);
-        let accepting = respond(&mut theirs.sink, &mut theirs.stream, &site.us);
+        let dialing = initiate(
+            &mut ours.sink,
+            &mut ours.stream,
+            &self.us,
+            &site.us.node_id,
+            Vec::new(),
+        );
+        let accepting = respond(&mut theirs.sink, &mut theirs.stream, &site.us, Vec::new());
         let (dialed, accepted) = tokio::join!(dialing, accepting);
         let accepted = accepted.unwrap();
         self.work(site.us.node_id.clone(), dialed.unwrap(), ours);

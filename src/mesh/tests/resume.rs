@@ -117,12 +117,20 @@ async fn second_link(home: &Node, office: &Node) {
         tls: web_tls(),
         pinned: false,
         proxy: None,
+        rotations: None,
     };
-    let (ws, carriage) = connect(&way).await.unwrap();
+    let connected = connect(&way).await.unwrap();
+    let (ws, carriage) = (connected.ws, connected.carriage);
     let (mut sink, mut stream) = ws.split();
-    let established = initiate(&mut sink, &mut stream, &dialer.us, &listener.name)
-        .await
-        .unwrap();
+    let established = initiate(
+        &mut sink,
+        &mut stream,
+        &dialer.us,
+        &listener.name,
+        Vec::new(),
+    )
+    .await
+    .unwrap();
     assert_ne!(established.sid, was);
     let link = dialer
         .mesh

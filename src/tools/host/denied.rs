@@ -20,7 +20,7 @@ const OF_SYSTEM: &str = "/proc /sys /dev /etc/shadow /etc/shadow- /etc/gshadow /
 /etc/ssh /etc/ssl/private /etc/krb5.keytab /run/secrets /run/credentials /private/etc/master.passwd";
 /// Names that mean the same wherever they stand.
 const ANYWHERE: &str = ".ssh .gnupg .aws .kube .netrc .git-credentials .pgpass .password-store id_rsa id_ed25519 id_ecdsa \
-identity.key operator.key openclaw.token";
+identity.key identity.next operator.key openclaw.token";
 /// Files looked at for a second name of what is opened.
 const SAME_FILE_LIMIT: usize = 100_000;
 /// Filesystems the kernel makes up: proc, sysfs, debugfs, securityfs, cgroup and cgroup2.

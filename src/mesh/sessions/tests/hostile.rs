@@ -266,8 +266,14 @@ async fn a_leaf_cannot_send_in_anothers_name() {
     let hub = Hub::new(settings, seen.clone(), Tasks::new());
     let leaf = Relay::new("mallory", false);
     let (mut ours, mut theirs) = memory::pair();
-    let dialing = initiate(&mut ours.sink, &mut ours.stream, &leaf.us, &us.node_id);
-    let accepting = respond(&mut theirs.sink, &mut theirs.stream, &us);
+    let dialing = initiate(
+        &mut ours.sink,
+        &mut ours.stream,
+        &leaf.us,
+        &us.node_id,
+        Vec::new(),
+    );
+    let accepting = respond(&mut theirs.sink, &mut theirs.stream, &us, Vec::new());
     let (dialed, accepted) = tokio::join!(dialing, accepting);
     let link = hub.admit(accepted.unwrap(), carriage(), (theirs.sink, theirs.stream));
     let link = link.await.unwrap();
