@@ -458,7 +458,7 @@ impl TrustStore {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let (crowded, outdated) = {
-            let mut book = lock(&self.inner.book);
+            let book = lock(&self.inner.book);
             (book.crowded(unix_seconds()), book.outdated())
         };
         let outdated = outdated.into_iter().map(|(node, key)| {
@@ -468,7 +468,11 @@ impl TrustStore {
         });
         let conflicts = self.conflicts();
         let conflicts = conflicts.iter().map(Conflict::warning);
-        crowded.into_iter().chain(conflicts).chain(outdated).collect()
+        crowded
+            .into_iter()
+            .chain(conflicts)
+            .chain(outdated)
+            .collect()
     }
 
     /// How many new nodes were refused since the start because too many came.

@@ -2,6 +2,7 @@
 //! tool requests by id, events, the record of what is asked of others, and how each error looks.
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::disallowed_methods,
     unreachable_pub,
     dead_code,
@@ -524,7 +525,7 @@ async fn what_is_asked_of_others_is_recorded() {
     }
     let text = format!("{:?}", lines());
     assert!(!text.contains("hidden words"));
-    assert!(verify(&folder, Some(identity.public())).is_ok());
+    assert!(verify(&folder, &[identity.public()]).is_ok());
 }
 
 /// T87 over a listener: status, shape and `Retry-After` of what a client can provoke.

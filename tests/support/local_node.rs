@@ -274,7 +274,7 @@ impl Node {
         let handlers = Metered {
             inner: Arc::new(handlers),
             budgets: setup.budgets,
-            audit: setup.audit,
+            audit: audit.clone(),
         };
         let exchange = Exchange::new(tasks.clone(), Arc::new(handlers));
         service.count_bodies(exchange.budget());

@@ -23,7 +23,7 @@ use crate::{
 const LONG: [&str; 5] = ["stdout", "stderr", "content", "entries", "result"];
 
 /// The state of a request that waits for a person.
-pub const WAITING: &str = "waiting";
+pub(super) const WAITING: &str = "waiting";
 
 /// How a request ended.
 #[derive(Debug)]

@@ -143,3 +143,61 @@ async fn what_cannot_be_remembered_is_not_promised() {
         (Code::StaleRequest, Stage::NotStarted)
     );
 }
+
+/// T124, T125: a relay keeps the only copies of a command while its asker learns that it never began
+/// and asks again. However late and into however churned a table the copies come, nothing runs twice.
+#[tokio::test(start_paused = true)]
+async fn copies_held_back_never_run_beside_the_repetition() {
+    let held = Arc::new(Mutex::new(None));
+    let holding = Arc::new(AtomicBool::new(true));
+    let (keep, holds) = (Arc::clone(&held), Arc::clone(&holding));
+    let mut pair = Pair::with(Manner {
+        up: Box::new(move |_, json| {
+            let text = String::from_utf8(json.to_vec()).unwrap();
+            if !holds.load(Relaxed) || !text.contains("tool_req") {
+                return Fate::Deliver;
+            }
+            keep.lock().unwrap().get_or_insert(text);
+            Fate::Drop
+        }),
+        ..Manner::default()
+    });
+    let mut first = pair.open(once("x"));
+    tokio::time::sleep(SECOND).await;
+    let asked = pair
+        .a
+        .exchange
+        .query(&pair.cable.session_a, first.rid(), 5 * SECOND);
+    assert_eq!(asked.await.unwrap(), Phase::Unknown);
+    // So it never began: it goes again, as another one.
+    holding.store(false, Relaxed);
+    let (mut second, incoming) = pair.start(once("x")).await;
+    let copies = [
+        held.lock().unwrap().take().unwrap(),
+        String::from_utf8(incoming.json.to_vec()).unwrap(),
+    ];
+    incoming.reply.end(good()).await.unwrap();
+    assert!(answer(&mut second).await.unwrap().ok);
+    assert_eq!(
+        outcome(&mut first).await,
+        (Code::StaleRequest, Stage::NotStarted),
+        "the fence refuses what comes now"
+    );
+    drop((first, second, incoming.body));
+    pair.quiet().await;
+    for (after, churn) in [(0, 0), (61, 0), (11 * 60, 0), (2 * 3600, 2 * RIDS_PER_PEER)] {
+        tokio::time::sleep(after * SECOND).await;
+        for _ in 0..churn {
+            let rid = RequestId::random();
+            for word in ["query", "cancel"] {
+                let json = format!(r#"{{"type":"{word}","rid":"{rid}","reason":"cancelled"}}"#);
+                pair.cable.forge_to_b(&json, b"");
+            }
+        }
+        for copy in &copies {
+            pair.cable.forge_to_b(copy, b"x");
+        }
+        assert_eq!(pair.b.exchange.stats().inbound_total, 1, "{after} s later");
+    }
+    assert_eq!(drops(&pair.b, DropReason::Stale), 4);
+}

@@ -74,6 +74,7 @@ async fn fields_larger_than_a_frame_are_refused_here() {
     assert_eq!(pair.a.exchange.stats().outbound_open, 0);
 }
 
+/// T124.
 #[tokio::test(start_paused = true)]
 async fn a_request_held_back_on_its_way_is_stale() {
     let mut pair = Pair::new();
@@ -141,6 +142,7 @@ async fn a_copy_of_an_ended_request_is_ignored_for_ten_minutes() {
     assert_eq!(pair.b.exchange.stats().inbound_total, 1);
 }
 
+/// T125.
 #[tokio::test(start_paused = true)]
 async fn a_query_of_an_unknown_request_fences_it() {
     let mut pair = Pair::new();

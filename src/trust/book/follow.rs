@@ -1,6 +1,6 @@
 //! What a rotation of a key means for the pins (protocol 2).
 
-use super::{Book, Named};
+use super::{Book, Named, Seen};
 use crate::{
     crypto::{identity::PublicKey, rotation::Rotation},
     ids::NodeId,
@@ -44,8 +44,8 @@ impl Book {
         if let Some(named) = self.pins.get(&folded).filter(|named| named.node == *node) {
             return Some(named.pin.key);
         }
-        let seen = self.seen.get(&folded).filter(|(name, _)| name == node);
-        seen.map(|(_, key)| *key)
+        let seen = self.seen.get(&folded).filter(|seen| seen.node == *node);
+        seen.map(|seen| seen.key)
     }
 
     /// Whether this is the key that we hold for the name.
@@ -85,7 +85,7 @@ impl Book {
         {
             pin.key = new;
         }
-        if let Some((_, key)) = self.seen.get_mut(&folded)
+        if let Some(Seen { key, .. }) = self.seen.get_mut(&folded)
             && *key == old
         {
             *key = new;

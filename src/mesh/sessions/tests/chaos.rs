@@ -278,3 +278,43 @@ async fn chaos_with_restarts_one() {
 async fn chaos_with_restarts_two() {
     run_all(3, true).await;
 }
+
+/// T61: a relay that loses one frame in a hundred, by chance, costs time and nothing else. With
+/// `CLAWMATRIX_LONG` ten thousand streams.
+#[tokio::test(start_paused = true)]
+async fn every_stream_is_whole_though_one_frame_in_a_hundred_is_lost() {
+    let streams = if std::env::var_os("CLAWMATRIX_LONG").is_some() {
+        10_000
+    } else {
+        500
+    };
+    let (home, _) = exchange();
+    let (office, worker) = exchange();
+    let world = World {
+        trio: Trio::with(Arc::new(home.clone()), Arc::new(office)).await,
+        home,
+        workers: vec![worker],
+    };
+    let lost = Arc::new(AtomicUsize::new(0));
+    let (count, mut chance) = (lost.clone(), Chance::new(61));
+    world.trio.relay.does(move |_, frame| {
+        if chance.below(100) == 0 {
+            count.fetch_add(1, Ordering::Relaxed);
+            return vec![];
+        }
+        vec![frame]
+    });
+    let mut sizes = Chance::new(16);
+    for _ in 0..streams / 50 {
+        let asked = (0..50).map(|_| {
+            let bytes = usize::try_from(sizes.below(12_000)).unwrap();
+            let body: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
+            let world = &world;
+            async move { ask(world, RequestKind::Model, body.clone().into()).await == Ok(body) }
+        });
+        let whole = futures_util::future::join_all(asked).await;
+        assert!(whole.iter().all(|whole| *whole));
+    }
+    assert!(lost.load(Ordering::Relaxed) > streams / 50);
+    assert_eq!(world.trio.home.sessions().count(), 1);
+}

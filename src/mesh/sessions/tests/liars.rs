@@ -39,8 +39,8 @@ impl Member {
     pub(super) async fn join(&self, other: &Self) {
         let (mut ours, mut theirs) = memory::pair();
         let name = &other.us.node_id;
-        let dialing = initiate(&mut ours.sink, &mut ours.stream, &self.us, name);
-        let accepting = respond(&mut theirs.sink, &mut theirs.stream, &other.us);
+        let dialing = initiate(&mut ours.sink, &mut ours.stream, &self.us, name, vec![]);
+        let accepting = respond(&mut theirs.sink, &mut theirs.stream, &other.us, vec![]);
         let (dialed, accepted) = tokio::join!(dialing, accepting);
         let accepted = accepted.unwrap();
         let theirs = (theirs.sink, theirs.stream);
@@ -106,8 +106,8 @@ impl Relay {
     pub(super) async fn joins(&self, member: &Member) -> Arc<Link> {
         let (mut ours, mut theirs) = memory::pair();
         let name = &member.us.node_id;
-        let dialing = initiate(&mut ours.sink, &mut ours.stream, &self.us, name);
-        let accepting = respond(&mut theirs.sink, &mut theirs.stream, &member.us);
+        let dialing = initiate(&mut ours.sink, &mut ours.stream, &self.us, name, vec![]);
+        let accepting = respond(&mut theirs.sink, &mut theirs.stream, &member.us, vec![]);
         let (dialed, accepted) = tokio::join!(dialing, accepting);
         self.work(name.clone(), dialed.unwrap(), ours);
         let theirs = (theirs.sink, theirs.stream);

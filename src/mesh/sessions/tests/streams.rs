@@ -1,6 +1,6 @@
 //! Requests of exchanges over sessions whose relay alters, holds back, loses and lies.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
@@ -346,4 +346,138 @@ async fn a_stream_goes_on_over_another_way() {
     }
     assert_eq!(String::from_utf8(text).unwrap(), whole());
     assert_eq!(trio.home.sessions().count(), 1, "the same session");
+}
+
+/// Counts how often an exchange is told that a frame of its was dropped.
+#[derive(Debug)]
+struct Counted(Exchange, AtomicUsize);
+
+impl SessionHandler for Counted {
+    fn up(&self, session: &SessionRef) {
+        self.0.up(session);
+    }
+    fn frame(&self, session: &SessionRef, class: Class, inner: Bytes) {
+        self.0.frame(session, class, inner);
+    }
+    fn rerouted(&self, session: &SessionRef) {
+        self.0.rerouted(session);
+    }
+    fn dropped(&self, session: &SessionRef) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.dropped(session);
+    }
+    fn lost(&self, session: &SessionRef) {
+        self.0.lost(session);
+    }
+}
+
+/// T122: a relay says ten times of each frame that it dropped it, and that its session is unknown.
+/// One hint in a round trip is followed, the stream is whole, and it costs no further session.
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_hints_costs_a_round_a_round_trip() {
+    let (home, _) = exchange();
+    let (office, _worker) = exchange();
+    let told = Arc::new(Counted(office, AtomicUsize::new(0)));
+    let working = Working {
+        trio: Trio::with(Arc::new(home.clone()), told.clone()).await,
+        home,
+        office: _worker,
+    };
+    let relay = working.trio.relay.clone();
+    working.trio.relay.does(move |way, frame| {
+        if frame.kind == Kind::Routed {
+            let (f, t) = if way == Way::ToOffice {
+                ("office", "home")
+            } else {
+                ("home", "office")
+            };
+            let (i, s) = (frame.head().i, frame.head().s);
+            let nobody = SessionId([0; 16]);
+            for _ in 0..10 {
+                let body = format!(
+                    "{{\"y\":\"link_drop\",\"i\":\"{i}\",\"s\":\"{s}\",\"why\":\"queue_full\"}}"
+                );
+                let drop = Frame::plain(Kind::RoutedNotice, f, t, &nobody, body);
+                relay.inject(t, drop);
+                relay.inject(t, Frame::reset(f, t, &s));
+            }
+        }
+        vec![frame]
+    });
+    let began = Instant::now();
+    let text = all(&mut working.stream().await).await.unwrap();
+    assert_eq!(text, whole());
+    let trips = began.elapsed().as_millis() / 20 + 1;
+    let followed = told.1.load(Ordering::Relaxed);
+    assert!(followed > 10, "the storm was there: {followed}");
+    assert!(
+        followed as u128 <= trips,
+        "{followed} hints in {trips} round trips"
+    );
+    assert_eq!(working.trio.home.sessions().count(), 1);
+    assert_eq!(
+        working.trio.relay.heard(Way::ToOffice, "auth_hello").len(),
+        1
+    );
+    assert_eq!(working.trio.relay.heard(Way::ToHome, "auth_hello").len(), 0);
+}
+
+/// Works until nobody wants it to.
+#[derive(Debug)]
+struct Endless {
+    tasks: Tasks,
+    at_work: Arc<AtomicBool>,
+    speaks: bool,
+}
+
+impl InboundHandler for Endless {
+    fn handle(&self, mut incoming: Incoming) {
+        let (at_work, speaks) = (self.at_work.clone(), self.speaks);
+        at_work.store(true, Ordering::Relaxed);
+        self.tasks.spawn(async move {
+            let _ = incoming.reply.accept().await;
+            if speaks {
+                while incoming.reply.chunk("token ".into(), None).await.is_ok() {
+                    tokio::time::sleep(EVERY).await;
+                }
+            } else {
+                incoming.reply.cancelled().await;
+            }
+            at_work.store(false, Ordering::Relaxed);
+        });
+    }
+}
+
+/// T123: the asking node dies in the middle of a request, and whatever tells of it is lost too. The
+/// work ends within 35 s, be it silent or busy.
+#[tokio::test(start_paused = true)]
+async fn work_for_a_node_that_died_ends() {
+    for speaks in [false, true] {
+        let tasks = Tasks::new();
+        let at_work = Arc::new(AtomicBool::new(false));
+        let (home, worker) = exchange();
+        let office = Exchange::new(
+            tasks.clone(),
+            Arc::new(Endless {
+                tasks,
+                at_work: at_work.clone(),
+                speaks,
+            }),
+        );
+        let working = Working {
+            trio: Trio::with(Arc::new(home.clone()), Arc::new(office.clone())).await,
+            home,
+            office: worker,
+        };
+        let mut call = working.stream().await;
+        call.next().await.unwrap();
+        tokio::time::sleep(2 * SECOND).await;
+        assert!(at_work.load(Ordering::Relaxed));
+        working.trio.relay.does(|_, _| vec![]);
+        let died = Instant::now();
+        until("the work is over", || !at_work.load(Ordering::Relaxed)).await;
+        let took = died.elapsed();
+        assert!(took < 35 * SECOND, "{took:?} (speaks: {speaks})");
+        until("nothing is left of it", || office.stats().inbound_open == 0).await;
+    }
 }
