@@ -21,17 +21,9 @@ use crate::{
     },
 };
 
-/// A round trip above which items wait in queues on the way, and below which the links' own measure
-/// of the way is the better one: acks may come 100 ms late.
-const QUEUED: Duration = Duration::from_millis(500);
-/// A round trip that is believed: longer ones were interruptions.
-const QUEUED_MAX: Duration = Duration::from_secs(4);
-
 #[derive(Debug)]
 struct Window {
     bytes: u64,
-    /// Smoothed time from an item to its ack.
-    trip: Option<Duration>,
     /// Nothing was lost yet.
     opening: bool,
     halved: Option<Time>,
@@ -54,7 +46,6 @@ impl Default for Flight {
             flying: AtomicU64::new(0),
             window: Mutex::new(Window {
                 bytes: CONGESTION_WINDOW,
-                trip: None,
                 opening: true,
                 halved: None,
             }),
@@ -95,18 +86,6 @@ impl Flight {
         } else {
             u64::MAX
         }
-    }
-
-    /// An item that was sent once was acked this much later.
-    pub(super) fn measured(&self, trip: Duration) {
-        let trip = trip.min(QUEUED_MAX);
-        let mut window = self.window();
-        window.trip = Some(window.trip.map_or(trip, |old| (old * 7 + trip) / 8));
-    }
-
-    /// The round trip as items see it, when they wait in queues on the way: pings do not.
-    pub(super) fn queued(&self) -> Option<Duration> {
-        self.window().trip.filter(|trip| *trip >= QUEUED)
     }
 
     /// Something is missing on the other side: it was lost on the way, as far as we can tell.

@@ -32,16 +32,6 @@ pub(super) struct Outgoing {
     pub(super) class: Class,
 }
 
-/// An item that is not acked.
-#[derive(Debug)]
-struct Kept {
-    item: Outgoing,
-    /// When it was first handed to the link.
-    sent: Time,
-    /// When it was last sent again.
-    again: Option<Time>,
-}
-
 /// The other side acked what was never sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BadAck;
@@ -64,7 +54,7 @@ pub(super) enum Tick {
 #[derive(Debug)]
 pub(super) struct Sender {
     /// Items `acked..next`.
-    items: VecDeque<Kept>,
+    items: VecDeque<Outgoing>,
     acked: u64,
     /// First item never handed to the link.
     fresh: u64,
@@ -184,11 +174,7 @@ impl Sender {
             self.starved = None;
         }
         self.bytes += item.data.len() as u64;
-        self.items.push_back(Kept {
-            item,
-            sent: Time::ZERO,
-            again: None,
-        });
+        self.items.push_back(item);
         self.next += 1;
         self.closed = last;
         true
@@ -197,7 +183,7 @@ impl Sender {
     /// Forgets what is not acked, for a stream whose other side wants no more of it: only the
     /// last item, pushed next, is still sent.
     pub(super) fn abandon(&mut self) {
-        for Kept { item, .. } in std::mem::take(&mut self.items) {
+        for item in std::mem::take(&mut self.items) {
             self.held
                 .shrink(item.json.len() + item.data.len() + ITEM_COST);
         }
@@ -215,12 +201,8 @@ impl Sender {
     }
 
     fn fresh_item(&self) -> Option<&Outgoing> {
-        self.kept(self.fresh).map(|kept| &kept.item)
-    }
-
-    fn kept(&self, seq: u64) -> Option<&Kept> {
-        let at = usize::try_from(seq.checked_sub(self.acked)?).ok()?;
-        self.items.get(at)
+        self.items
+            .get(usize::try_from(self.fresh - self.acked).ok()?)
     }
 
     /// Whether the way carries the next fresh item.
@@ -248,14 +230,8 @@ impl Sender {
             self.resend.start += 1;
             (self.resend.start - 1, true)
         };
-        let at = usize::try_from(seq - self.acked).ok()?;
-        let kept = self.items.get_mut(at)?;
-        if again {
-            kept.again = Some(now);
-        } else {
-            kept.sent = now;
-        }
-        Some((seq, again, kept.item.clone()))
+        let item = self.items.get(usize::try_from(seq - self.acked).ok()?)?;
+        Some((seq, again, item.clone()))
     }
 
     /// Undoes [`Sender::take`]: the link had no room. Items taken later are put back first.
@@ -290,33 +266,14 @@ impl Sender {
         }
         let grew = max > self.max;
         self.max = self.max.max(max);
-        let queued = self.flying.flight().queued();
-        let rtt = queued.or(rtt);
         if next > self.acked {
-            let newest = next.checked_sub(1).and_then(|seq| self.kept(seq));
-            // Whether the copy that was acked is the first one: where items wait in queues, the ack of
-            // a copy sent again cannot be here so soon.
-            let (sent, by_itself) = newest.map_or((now, false), |kept| {
-                let soon = |at: Time| queued.is_some_and(|trip| now < at + trip / 2);
-                (kept.sent, kept.again.is_none_or(soon))
-            });
-            if by_itself {
-                self.flying.flight().measured(now.saturating_sub(sent));
-            }
             self.forget_below(next);
             self.backoff = 0;
             self.timer = now;
             self.progress = now;
             if self.acked < self.recover {
-                if queued.is_some() && by_itself {
-                    // What was thought lost is still on its way: more copies would fill it for good.
-                    self.recover = self.acked;
-                    self.burst = 1;
-                    self.resend = self.acked..self.acked;
-                } else {
-                    self.burst = (self.burst * 2).min(BURST_MAX);
-                    self.resend_from_acked();
-                }
+                self.burst = (self.burst * 2).min(BURST_MAX);
+                self.resend_from_acked();
             }
         } else if next == self.acked && !grew && self.fresh > self.acked {
             // Nothing new in it: the other side says that it still misses `next`. Several such
@@ -334,12 +291,7 @@ impl Sender {
     /// Something may be missing on the other side: sends the first item again, and more with each
     /// ack that follows.
     fn lost(&mut self, now: Time, rtt: Option<Duration>) {
-        let queued = self.flying.flight().queued();
-        self.flying.flight().lost(now, queued.or(rtt));
-        if queued.is_some() {
-            // If it was not lost, the copy that now follows is acked like a gap.
-            self.gap_answered = Some(now);
-        }
+        self.flying.flight().lost(now, rtt);
         self.recover = self.fresh;
         self.burst = 1;
         self.resend_from_acked();
@@ -348,9 +300,7 @@ impl Sender {
     /// A relay says that it dropped a frame to this node, or the way has moved: looks what is
     /// missing without waiting for the clock.
     pub(super) fn suspect(&mut self, now: Time, rtt: Option<Duration>) {
-        let queued = self.flying.flight().queued();
-        let looked = |trip| self.gap_answered.is_some_and(|at| now < at + trip);
-        if self.fresh > self.acked && self.resend.is_empty() && !queued.is_some_and(looked) {
+        if self.fresh > self.acked && self.resend.is_empty() {
             self.timer = now;
             self.lost(now, rtt);
         }
@@ -379,8 +329,8 @@ impl Sender {
         let most = self.flying.flight().most_again();
         let mut bytes = 0;
         let mut at = self.acked;
-        for kept in &self.items {
-            bytes += kept.item.data.len() as u64;
+        for item in &self.items {
+            bytes += item.data.len() as u64;
             if at >= end || (bytes > most && at > self.acked) {
                 break;
             }
@@ -404,9 +354,7 @@ impl Sender {
         if now.saturating_sub(self.progress) >= STREAM_LOST_AFTER {
             return Tick::Lost;
         }
-        let queued = self.flying.flight().queued();
         let base = rtt.map_or(RTO_MIN, |rtt| (rtt * 4).max(RTO_MIN));
-        let base = queued.map_or(base, |trip| base.max(trip * 2));
         let timeout = (base * (1 << self.backoff)).min(RTO_MAX);
         if now.saturating_sub(self.timer) < timeout {
             return Tick::Quiet;
@@ -425,7 +373,7 @@ impl Sender {
     fn forget_below(&mut self, next: u64) {
         while self.acked < next {
             self.acked += 1;
-            if let Some(Kept { item, .. }) = self.items.pop_front() {
+            if let Some(item) = self.items.pop_front() {
                 self.flying.acked(item.data.len() as u64);
                 self.held
                     .shrink(item.json.len() + item.data.len() + ITEM_COST);

@@ -9,7 +9,6 @@ mod loss;
 mod memory;
 mod random;
 mod refusal;
-mod slow;
 
 use std::{
     collections::VecDeque,
