@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import { folder, missing } from './support/places.mjs';
 import { relayed } from './support/relays.mjs';
 
-const ROUNDS = process.env.CLAWMATRIX_LONG ? 1000 : 60;
+const ROUNDS = process.env.CLAWMATRIX_LONG ? 1000 : 30;
 const COMMANDS = 6;
 /** How long a round waits for its answers; later ones still count. */
 const PATIENCE = 8000;
