@@ -116,22 +116,8 @@ impl World {
 
     /// What came of it, in words that are the same on every machine.
     async fn attempt(&self, verb: &str, body: &Value) -> String {
-        let mut body = body.clone();
-        body["node"] = "office".into();
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(PATIENCE)
-            .build()
-            .unwrap();
-        let answer = client
-            .post(self.home.url(&format!("/api/v1/tools/{verb}")))
-            .bearer_auth(&self.home.launch)
-            .json(&body)
-            .send()
-            .await
-            .unwrap();
-        let status = answer.status().as_u16();
-        let body: Value = answer.json().await.unwrap();
+        let asked = self.home.tool_of_office(verb, body.clone(), PATIENCE);
+        let (status, body) = asked.await;
         let text = if status == 200 {
             let said = body["stdout"].as_str().or(body["content"].as_str());
             format!(

@@ -87,21 +87,7 @@ impl World {
     }
 
     async fn ask(&self, body: Value) -> (u16, Value) {
-        let mut body = body;
-        body["node"] = "office".into();
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(PATIENCE)
-            .build()
-            .unwrap();
-        let request = client.post(self.home.url("/api/v1/tools/exec"));
-        let answer = request
-            .bearer_auth(&self.home.launch)
-            .json(&body)
-            .send()
-            .await
-            .unwrap();
-        (answer.status().as_u16(), answer.json().await.unwrap())
+        self.home.tool_of_office("exec", body, PATIENCE).await
     }
 
     async fn sh(&self, text: &str) -> (u16, Value) {

@@ -423,6 +423,24 @@ impl Node {
         });
     }
 
+    /// Asks this node for a tool of `office`; status and answer.
+    pub async fn tool_of_office(
+        &self,
+        verb: &str,
+        mut body: serde_json::Value,
+        patience: Duration,
+    ) -> (u16, serde_json::Value) {
+        body["node"] = "office".into();
+        let client = reqwest::Client::builder().no_proxy().timeout(patience);
+        let request = client
+            .build()
+            .unwrap()
+            .post(self.url(&format!("/api/v1/tools/{verb}")));
+        let answer = request.bearer_auth(&self.launch).json(&body).send().await;
+        let answer = answer.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
