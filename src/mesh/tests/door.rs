@@ -127,16 +127,22 @@ async fn path(listener: TcpListener, to: u16, swallowed: tokio::sync::watch::Rec
     }
 }
 
+/// Where a path to a node begins, and how it is dialed over that path.
+async fn through_a_path(to: &Node) -> (TcpListener, PeerConfig) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut peer = to.peer();
+    peer.url.set_port(Some(port)).unwrap();
+    (listener, peer)
+}
+
 /// T78 over real sockets: a path that swallows everything without a word. The request that waits on
 /// it finds out within 15 s.
 #[tokio::test]
 async fn a_path_that_swallows_everything_is_given_up() {
     let office = Node::start("office", 1).await;
     let home = Node::start("home", 1).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let mut peer = office.peer();
-    peer.url.set_port(Some(port)).unwrap();
+    let (listener, peer) = through_a_path(&office).await;
     let (swallow, swallowed) = tokio::sync::watch::channel(0);
     let test = async {
         home.mesh.dial(vec![peer]);
@@ -166,10 +172,7 @@ async fn a_path_that_swallows_everything_is_given_up() {
 async fn a_connection_in_doubt_is_replaced_while_it_is_up() {
     let office = Node::start("office", 1).await;
     let home = Node::start("home", 1).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let mut peer = office.peer();
-    peer.url.set_port(Some(port)).unwrap();
+    let (listener, peer) = through_a_path(&office).await;
     let (swallow, swallowed) = tokio::sync::watch::channel(0);
     let test = async {
         home.mesh.dial(vec![peer]);
