@@ -129,6 +129,18 @@ fn peer<'a>(node: &'a NodeView, link: Option<&'a Carriage>) -> Peer<'a> {
     }
 }
 
+/// What the operator should know before an older secret is taken away.
+fn other_secret(nodes: &[NodeId]) -> Option<String> {
+    let (first, more) = nodes.split_first()?;
+    let others = match more.len() {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Some(format!(
+        "another secret than `secret` is in use with `{first}`{others}: keep it in `acceptSecrets` until this is gone"
+    ))
+}
+
 /// What the operator should know of requests that wait for a person.
 fn waiting(count: usize) -> Option<String> {
     let text = match count {
@@ -148,6 +160,7 @@ impl Facts {
         warnings.extend(self.lent.table().warnings.iter().cloned());
         warnings.extend(self.trust.warnings());
         warnings.extend(view.alerts.iter().cloned());
+        warnings.extend(other_secret(&view.outdated));
         warnings.extend(self.tls.iter().flat_map(ListenerTls::warnings));
         warnings.extend(waiting(*self.waiting.borrow()));
         let status = Status {

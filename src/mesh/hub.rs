@@ -14,6 +14,7 @@ mod trust;
 mod watch;
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -68,6 +69,8 @@ struct State {
     gossip: Gossip,
     routes: Routes,
     alerts: Alerts,
+    /// Nodes with which something is still proved with another secret than the present one.
+    outdated: BTreeSet<NodeId>,
     /// Since when readers see an old view.
     stale: bool,
     published: Instant,
@@ -181,6 +184,7 @@ impl Hub {
                 gossip,
                 routes: Routes::default(),
                 alerts: Alerts::default(),
+                outdated: BTreeSet::new(),
                 stale: false,
                 published: now,
                 raise: None,
@@ -207,6 +211,7 @@ impl Hub {
         let carriage = |link: Arc<Link>| (link.neighbour().node.clone(), link.carriage().clone());
         view.links = state.links.open().into_iter().map(carriage).collect();
         view.alerts = state.alerts.warnings(Instant::now());
+        view.outdated = state.outdated.iter().cloned().collect();
         self.view.send_replace(Arc::new(view));
         state.stale = false;
         state.published = Instant::now();

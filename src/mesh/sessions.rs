@@ -264,7 +264,8 @@ impl Sessions {
         }
     }
 
-    fn is_opening(&self, node: &NodeId) -> bool {
+    /// Whether a handshake of ours with `node` is under way.
+    pub(super) fn is_opening(&self, node: &NodeId) -> bool {
         let table = self.table();
         let tie = table.peers.get(node).and_then(|peers| peers.opening);
         tie.is_some_and(|tie| table.openings.contains_key(&tie))
@@ -594,12 +595,16 @@ impl Sessions {
 
     /// Opens sessions with the present secret beside those that have another one.
     pub(super) fn renew(&self) {
-        let nodes: Vec<NodeId> = self.table().peers.keys().cloned().collect();
-        for node in nodes {
-            if self.best(&node).is_some_and(|(_, outdated)| outdated) {
-                self.warm(&node);
-            }
+        for node in self.outdated() {
+            self.warm(&node);
         }
+    }
+
+    /// Nodes with which only sessions of another secret than the present one are up.
+    pub(super) fn outdated(&self) -> Vec<NodeId> {
+        let nodes: Vec<NodeId> = self.table().peers.keys().cloned().collect();
+        let outdated = |node: &NodeId| self.best(node).is_some_and(|(_, outdated)| outdated);
+        nodes.into_iter().filter(outdated).collect()
     }
 
     /// Another table of routes is in force: sessions whose way has broken send again what may be

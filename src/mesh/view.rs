@@ -117,4 +117,7 @@ pub struct View {
     pub links: BTreeMap<NodeId, Carriage>,
     /// Nodes that break the rules, in words with the way out, the latest first.
     pub alerts: Vec<String>,
+    /// Nodes with which a link or session is still proved with another secret than the present one, by
+    /// name: the older secret must not be taken away yet (protocol 2).
+    pub outdated: Vec<NodeId>,
 }

@@ -108,10 +108,13 @@ impl Busy {
         });
     }
 
-    fn has_present_links(&self) -> bool {
+    /// What an operator waits for before the next round.
+    fn uses_the_present_secret(&self) -> bool {
         let own = self.node.us.keys.own_id();
         let links = self.node.mesh.hub.open_links();
-        !links.is_empty() && links.iter().all(|link| link.secret() == own)
+        !links.is_empty()
+            && links.iter().all(|link| link.secret() == own)
+            && self.node.mesh.view().borrow().outdated.is_empty()
     }
 }
 
@@ -172,12 +175,12 @@ async fn the_secret_changes_under_streams_and_none_of_them_breaks() {
             busy.node.us.keys.replace_ready(own, older);
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
-        eventually("links have the present secret", || {
-            nodes.iter().all(Busy::has_present_links)
-        })
-        .await;
         eventually(&format!("streams go on after round {round}"), || {
             goes_on(&nodes)
+        })
+        .await;
+        eventually("links and sessions have the present secret", || {
+            nodes.iter().all(Busy::uses_the_present_secret)
         })
         .await;
     }
@@ -242,6 +245,26 @@ async fn a_removed_secret_ends_what_it_proved_and_nothing_else() {
     // Refused nodes wait a minute, unless their secret has changed.
     attic.us.keys.replace_ready(key(1), vec![]);
     attic.linked_to("office").await;
+}
+
+/// Whose renewal was refused tries again by itself, and tells its operator until then.
+#[tokio::test]
+async fn a_session_is_renewed_though_nobody_asks_for_it() {
+    let (office, home, _attic) = three(None).await;
+    let outdated = |home: &Node| home.mesh.view().borrow().outdated.clone();
+    assert_eq!(outdated(&home), Vec::<NodeId>::new());
+    // A round too early: office does not have it yet.
+    home.us.keys.replace_ready(key(3), vec![(key(1), None)]);
+    eventually("home tells what is behind", || {
+        outdated(&home) == [office.name.clone()]
+    })
+    .await;
+    let sessions = &home.mesh.hub.sessions;
+    eventually("the handshake fails", || !sessions.is_opening(&office.name)).await;
+    assert_eq!(sessions.outdated(), std::slice::from_ref(&office.name));
+    let accepted = vec![(key(2), None), (key(3), None)];
+    office.us.keys.replace_ready(key(1), accepted);
+    eventually("the session is renewed", || sessions.outdated().is_empty()).await;
 }
 
 /// T25.
