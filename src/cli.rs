@@ -11,6 +11,7 @@ mod client;
 mod completions;
 mod doctor;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod handoff;
@@ -115,6 +116,8 @@ enum Verb {
     Audit(audit::Args),
     /// What waits for a person here, and the person's decision.
     Approvals(approvals::Args),
+    /// Print what happens on this node, as it happens.
+    Events,
     /// Tokens of the local API.
     Token(token::Args),
     /// Check configuration, ports, clock, peers and OpenClaw's settings.
@@ -181,6 +184,7 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Policy(args) => policy::run(&args, context),
         Verb::Audit(args) => audit::run(&args, context),
         Verb::Approvals(args) => approvals::run(&args, context),
+        Verb::Events => events::run(context),
         Verb::Token(args) => token::run(&args, context),
         Verb::Secret(args) => secret::run(&args, context),
         Verb::Doctor(args) => doctor::run(&args, context),

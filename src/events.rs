@@ -41,6 +41,10 @@ pub enum Happening {
     RequestEnded,
     /// Something was allowed or refused, and by which rule.
     Verdict,
+    /// A request waits for a person.
+    ApprovalAsked,
+    /// It waits no more.
+    ApprovalDecided,
     /// The watcher was too slow and missed some.
     Gap,
 }
@@ -58,6 +62,8 @@ impl Happening {
             Self::RequestStarted => "request_started",
             Self::RequestEnded => "request_ended",
             Self::Verdict => "verdict",
+            Self::ApprovalAsked => "approval_asked",
+            Self::ApprovalDecided => "approval_decided",
             Self::Gap => "gap",
         }
     }

@@ -73,7 +73,7 @@ impl World {
         };
         let mut setup = Setup::new("office");
         setup.tools = lent(serde_json::from_str(&text).unwrap());
-        setup.desk = Desk::new(std::slice::from_ref(&who), wait);
+        setup.desk = Desk::new(std::slice::from_ref(&who), wait, setup.events.clone());
         change(&mut setup);
         let desk = setup.desk.clone();
         let office = Node::start(setup).await;

@@ -237,7 +237,11 @@ impl Node {
             audit.clone(),
             tasks.clone(),
         );
-        let desk = Desk::new(&config.approvals.operators, config.approvals.wait);
+        let desk = Desk::new(
+            &config.approvals.operators,
+            config.approvals.wait,
+            events.clone(),
+        );
         let desk_keys = desk.operators();
         let view = Arc::new(OnceLock::new());
         let tool_service = ToolService::new(tools_inbound::Parts {

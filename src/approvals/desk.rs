@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use serde_json::{Value, json};
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
@@ -18,7 +19,8 @@ use super::{
 };
 use crate::{
     crypto::identity::{KeyId, PublicKey},
-    ids::{hex, random_bytes},
+    events::{Events, Happening},
+    ids::{NodeId, RequestId, hex, random_bytes},
     wire::limits::APPROVAL_WAIT,
 };
 
@@ -42,6 +44,8 @@ struct Inner {
     table: Mutex<Table>,
     /// How many wait.
     count: watch::Sender<usize>,
+    /// Hears of each request once when it begins to wait, and once when it does no more.
+    events: Events,
 }
 
 #[derive(Default)]
@@ -58,21 +62,23 @@ impl fmt::Debug for Desk {
 }
 
 impl Desk {
-    /// A desk at which `operators` decide, each request within `wait`, at most [`APPROVAL_WAIT`].
+    /// A desk at which `operators` decide, each request within `wait`, at most [`APPROVAL_WAIT`]; what
+    /// waits is told to `events`.
     #[must_use]
-    pub fn new(operators: &[Operator], wait: Duration) -> Self {
+    pub fn new(operators: &[Operator], wait: Duration, events: Events) -> Self {
         Self(Arc::new(Inner {
             operators: operators.iter().map(|operator| operator.key).collect(),
             wait: wait.min(APPROVAL_WAIT),
             table: Mutex::default(),
             count: watch::Sender::new(0),
+            events,
         }))
     }
 
     /// A desk with nobody at it.
     #[must_use]
     pub fn unmanned() -> Self {
-        Self::new(&[], APPROVAL_WAIT)
+        Self::new(&[], APPROVAL_WAIT, Events::default())
     }
 
     /// Whether anybody can approve at all.
@@ -101,6 +107,7 @@ impl Desk {
         let now = unix_ms();
         request.asked = now;
         request.exp = now + u64::try_from(self.0.wait.as_millis()).unwrap_or(u64::MAX / 2);
+        let about = About::of(&request);
         let challenge = hex(&random_bytes::<3>());
         let (tell, told) = oneshot::channel();
         let mut table = self.table();
@@ -112,10 +119,14 @@ impl Desk {
         table.waiters.insert(id, tell);
         self.counted(&table);
         drop(table);
+        let events = &self.0.events;
+        events.tell(Happening::ApprovalAsked, || about.told(id));
         Ok(Waiting {
             desk: self.clone(),
             id,
             told,
+            about,
+            outcome: None,
         })
     }
 
@@ -191,12 +202,51 @@ impl Desk {
     }
 }
 
+/// What may be told of a request to whoever sees the mesh: names, never what is asked.
+#[derive(Debug)]
+struct About {
+    rid: RequestId,
+    from: NodeId,
+    to: NodeId,
+    action: String,
+    level: u8,
+    exp: u64,
+}
+
+impl About {
+    fn of(request: &Request) -> Self {
+        Self {
+            rid: request.rid,
+            from: request.from.clone(),
+            to: request.to.clone(),
+            action: request.action.clone(),
+            level: request.level,
+            exp: request.exp,
+        }
+    }
+
+    fn told(&self, id: ApprovalId) -> Value {
+        json!({
+            "id": id.to_string(),
+            "requestId": self.rid,
+            "from": self.from,
+            "to": self.to,
+            "action": self.action,
+            "level": self.level,
+            "expMs": self.exp,
+        })
+    }
+}
+
 /// A request that waits. Dropped, it is withdrawn.
 #[derive(Debug)]
 pub struct Waiting {
     desk: Desk,
     id: ApprovalId,
     told: oneshot::Receiver<Decision>,
+    about: About,
+    /// None until the wait has ended by itself.
+    outcome: Option<Outcome>,
 }
 
 /// How a wait ended.
@@ -212,6 +262,19 @@ pub enum Outcome {
     Closed,
 }
 
+impl Outcome {
+    /// As events name it; none is a request that was withdrawn.
+    const fn name(outcome: Option<Self>) -> &'static str {
+        match outcome {
+            Some(Self::Approved(_)) => "approved",
+            Some(Self::Denied) => "denied",
+            Some(Self::Expired) => "expired",
+            Some(Self::Closed) => "closed",
+            None => "withdrawn",
+        }
+    }
+}
+
 impl Waiting {
     /// Its name, for people.
     #[must_use]
@@ -221,6 +284,12 @@ impl Waiting {
 
     /// Waits for the decision and uses it up. Dropping the future withdraws the request.
     pub async fn decided(mut self) -> Outcome {
+        let outcome = self.outcome().await;
+        self.outcome = Some(outcome);
+        outcome
+    }
+
+    async fn outcome(&mut self) -> Outcome {
         match timeout(self.desk.0.wait, &mut self.told).await {
             Ok(Ok(Decision::Approved(_))) => {
                 let taken = self.desk.table().book.take(self.id, unix_ms());
@@ -240,6 +309,16 @@ impl Drop for Waiting {
         table.waiters.remove(&self.id);
         table.book.withdraw(self.id, unix_ms());
         self.desk.counted(&table);
+        drop(table);
+        let events = &self.desk.0.events;
+        events.tell(Happening::ApprovalDecided, || {
+            let mut fields = self.about.told(self.id);
+            fields["decision"] = json!(Outcome::name(self.outcome));
+            if let Some(Outcome::Approved(by)) = self.outcome {
+                fields["by"] = json!(by);
+            }
+            fields
+        });
     }
 }
 

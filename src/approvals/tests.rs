@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::json;
 
 use super::{
     book::{Book, Full},
@@ -10,6 +11,7 @@ use super::{
 };
 use crate::{
     crypto::{identity::Identity, secret::Secret},
+    events::Events,
     ids::RequestId,
     wire::limits::{APPROVALS, APPROVALS_PER_PEER},
 };
@@ -179,7 +181,9 @@ async fn whoever_waits_is_told_once() {
         key: operator.public(),
         token_sha256: [0; 32],
     };
-    let desk = Desk::new(&[who], Duration::from_secs(60));
+    let events = Events::default();
+    let mut watcher = events.watch().unwrap();
+    let desk = Desk::new(&[who], Duration::from_secs(60), events);
     let waiting = desk.ask(request(1)).unwrap();
     let (parked, _) = desk.find(waiting.id()).unwrap();
     let id = waiting.id();
@@ -202,6 +206,33 @@ async fn whoever_waits_is_told_once() {
     drop(waiting);
     assert_eq!(desk.approve(id, &signature, ""), Err(Refused::Unknown));
     assert_eq!((desk.list().len(), *desk.count().borrow()), (0, 0));
+
+    let waiting = desk.ask(request(1)).unwrap();
+    desk.close();
+    assert_eq!(waiting.decided().await, Outcome::Closed);
+    // Whoever watches hears of each twice, by names alone.
+    for decision in ["approved", "denied", "expired", "withdrawn", "closed"] {
+        let asked = watcher.next().await.unwrap().data.clone();
+        let decided = watcher.next().await.unwrap().data.clone();
+        assert_eq!(
+            (&asked["type"], &decided["type"], &decided["decision"]),
+            (
+                &json!("approval_asked"),
+                &json!("approval_decided"),
+                &json!(decision)
+            )
+        );
+        assert_eq!(asked["id"], decided["id"]);
+        let by_whom = decision == "approved";
+        assert_eq!(decided.get("by").is_some(), by_whom);
+        for name in ["requestId", "from", "to", "action", "level", "expMs"] {
+            assert!(asked.get(name).is_some(), "{name}");
+        }
+        let all = format!("{asked}{decided}");
+        for hidden in ["argv", "/srv", "/bin/rm", "toolProxy"] {
+            assert!(!all.contains(hidden), "{all}");
+        }
+    }
 }
 
 #[test]

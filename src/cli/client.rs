@@ -1,6 +1,6 @@
 //! A small client for the local API of the running node.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{collections::VecDeque, net::Ipv4Addr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -24,6 +24,8 @@ const ANSWER_BYTES: usize = 96 << 20;
 
 /// What most requests are answered in.
 const JSON: &str = "application/json";
+/// What is answered as it comes.
+const EVENTS: &str = "text/event-stream";
 
 /// Speaks to one running node.
 #[derive(Debug)]
@@ -116,35 +118,28 @@ impl Client {
 
     /// The same for a tool: when a person there is asked first, whoever waits here is told so.
     pub(super) async fn post_patient(&self, path: &str, body: &Value) -> Result<Value, CliError> {
-        let mut response = self.stream(path, body).await?;
+        let response = self.stream(path, body).await?;
         let kind = response.headers().get(header::CONTENT_TYPE);
         if kind.is_none_or(|kind| !kind.as_bytes().starts_with(b"text/event-stream")) {
             let bytes = whole(response).await?;
             return serde_json::from_slice(&bytes)
                 .map_err(|_| CliError::failed("the node's answer is not JSON", ""));
         }
-        let broken =
-            |why: String| CliError::failed(format!("the node's answer broke off: {why}"), "");
-        let mut events = Events::default();
-        while let Some(frame) = response.frame().await {
-            let frame = frame.map_err(|error| broken(error.to_string()))?;
-            let Some(bytes) = frame.data_ref() else {
-                continue;
-            };
-            for event in events.feed(bytes).map_err(|e| broken(e.to_string()))? {
-                let event: Value =
-                    serde_json::from_str(&event).map_err(|e| broken(e.to_string()))?;
-                if event.get("error").is_some() {
-                    return Err(refusal(StatusCode::OK, event.to_string().as_bytes()));
-                }
-                if event.get("outcome").is_some() {
-                    return Ok(event);
-                }
-                let message = event["message"].as_str().unwrap_or_default();
-                super::output::note(&super::output::clean(message));
+        let mut told = Told::new(response);
+        while let Some(event) = told.next().await? {
+            if event.get("error").is_some() {
+                return Err(refusal(StatusCode::OK, event.to_string().as_bytes()));
             }
+            if event.get("outcome").is_some() {
+                return Ok(event);
+            }
+            let message = event["message"].as_str().unwrap_or_default();
+            super::output::note(&super::output::clean(message));
         }
-        Err(broken("it has no end".to_owned()))
+        Err(CliError::failed(
+            "the node's answer broke off: it has no end",
+            "",
+        ))
     }
 
     /// The same, where an error that tells an outcome is an answer, too.
@@ -164,15 +159,14 @@ impl Client {
         path: &str,
         body: &Value,
     ) -> Result<Response<Incoming>, CliError> {
-        let response = self
-            .send(Method::POST, path, Some(body), "text/event-stream")
-            .await?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let bytes = whole(response).await?;
-        Err(refusal(status, &bytes))
+        let response = self.send(Method::POST, path, Some(body), EVENTS).await?;
+        succeeded(response).await
+    }
+
+    /// What a `GET` tells until it ends.
+    pub(super) async fn watch(&self, path: &str) -> Result<Told, CliError> {
+        let response = self.send(Method::GET, path, None, EVENTS).await?;
+        Ok(Told::new(succeeded(response).await?))
     }
 
     async fn send(
@@ -220,6 +214,55 @@ impl Client {
             .map_err(|error| CliError::failed(format!("cannot ask for `{path}`: {error}"), ""))?;
         sender.send_request(request).await.map_err(|e| gone(&e))
     }
+}
+
+/// Events of an answer, one by one.
+#[derive(Debug)]
+pub(super) struct Told {
+    response: Response<Incoming>,
+    events: Events,
+    ready: VecDeque<String>,
+}
+
+impl Told {
+    fn new(response: Response<Incoming>) -> Self {
+        Self {
+            response,
+            events: Events::default(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// The next one; none when the answer has ended.
+    pub(super) async fn next(&mut self) -> Result<Option<Value>, CliError> {
+        let broken =
+            |why: String| CliError::failed(format!("the node's answer broke off: {why}"), "");
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                let event = serde_json::from_str(&event);
+                return event.map(Some).map_err(|e| broken(e.to_string()));
+            }
+            let Some(frame) = self.response.frame().await else {
+                return Ok(None);
+            };
+            let frame = frame.map_err(|error| broken(error.to_string()))?;
+            if let Some(bytes) = frame.data_ref() {
+                let events = self.events.feed(bytes);
+                self.ready
+                    .extend(events.map_err(|error| broken(error.to_string()))?);
+            }
+        }
+    }
+}
+
+/// An error status is an error.
+async fn succeeded(response: Response<Incoming>) -> Result<Response<Incoming>, CliError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let bytes = whole(response).await?;
+    Err(refusal(status, &bytes))
 }
 
 pub(super) async fn whole(response: Response<Incoming>) -> Result<Bytes, CliError> {

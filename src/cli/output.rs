@@ -65,10 +65,15 @@ fn wanted() -> bool {
 
 /// Prints a result. A reader that went away (`| head`) is not a failure.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
+    print_while_read(text).map(|_read| ())
+}
+
+/// Prints a piece of a result that goes on; whether somebody still reads it.
+pub(super) fn print_while_read(text: &str) -> Result<bool, CliError> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(CliError::failed(
             format!("cannot write the result: {error}"),
             "",

@@ -18,6 +18,7 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
   let lent;
   let env;
   let keyFile;
+  let watch;
   before(async () => {
     lent = realpathSync(mkdtempSync(join(folder('lent'), 'root-')));
     office = new Sidecar({ nodeId: 'office-01', listen: true, listenHost: '127.0.0.1', listenPort: await freePort(), llmGuard: true,
@@ -70,6 +71,11 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
   });
 
   test('a_command_waits_is_shown_approved_and_runs', async () => {
+    watch = new Child('sh', ['-c', `exec ${tagged(OPERATIONS, 'bash', 'events')[0].trim()}`], { env, input: '' });
+    await until('somebody who watches', 15_000, async () => {
+      assert.equal((await home.cli('list', 'office-01', '.')).code, 0);
+      return watch.stdout.includes('request_ended');
+    });
     const asking = start('exec', 'office-01', '--timeout', '1', '--', 'sh', '-c', 'echo \u001b[2J; exit 7');
     await until('the word of the wait', 15_000, () => asking.stderr.includes('waiting for approval on office-01'));
     const id = await waiting();
@@ -109,6 +115,11 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
     const late = await typed(`clawmatrix approvals approve ${other}`, ['Passphrase', PASSPHRASE]);
     assert.equal(late.code, 1, late.output);
     assert.ok(!existsSync(join(lent, 'denied')) && !existsSync(join(lent, 'left')));
+    for (const [what, seen] of [['approved', 1], ['denied', 1], ['withdrawn', 1]]) {
+      await until(`${what} among the events`, 5000, async () => watch.stdout.split(`home-01 -> office-01 tool:exec ${what}\n`).length === seen + 1);
+    }
+    assert.match(watch.stdout, /approval_asked +[0-9a-f]{8} home-01 -> office-01 tool:exec, level 2\n/);
+    assert.ok(!/touch|sh" "-c|lent/.test(watch.stdout), `contents are not told: ${watch.stdout}`);
   });
 
   // llmGuard: a session names an agent.
@@ -126,6 +137,8 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
       }
     }
     await office.stop();
+    await watch.ended;
+    assert.deepEqual([watch.code, watch.stderr.split('\n')[0]], [1, 'error: the node has stopped']);
     const answer = await agent;
     assert.ok(answer.status >= 500, `${answer.status}`);
     assert.notEqual((await answer.json()).outcome, 'completed');

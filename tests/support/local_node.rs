@@ -84,6 +84,8 @@ pub struct Setup {
     pub gateway: Option<Arc<dyn ToolRunner>>,
     /// Where requests wait for a person.
     pub desk: Desk,
+    /// What is told to whoever watches.
+    pub events: Events,
     /// Files no tool opens.
     pub denied: Vec<std::path::PathBuf>,
     /// State folder; a new one if none is given.
@@ -116,6 +118,7 @@ impl Setup {
             },
             gateway: None,
             desk: Desk::unmanned(),
+            events: Events::default(),
             denied: vec![],
             folder: None,
             budgets: Budgets::default(),
@@ -220,7 +223,7 @@ impl Node {
 
         let boot = Boot([setup.boot; 16]);
         let key = PublicKey([name.as_str().len() as u8 ^ name.as_str().as_bytes()[0]; 32]);
-        let events = Events::default();
+        let events = setup.events;
         let audit = setup.audit.telling(events.clone());
         let asking = audit.clone().asking(name.clone(), key.id());
         let us = |proxy_models| Us {
