@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 use self::{client::Client, metrics::MetricSource, status::Facts};
 use crate::{
     approvals::Desk,
+    drain::Tasks,
     events::Events,
     exchange::{Lineage, NodeBudget},
     handoff::{outbound::Handoffs, record::Ended},
@@ -79,6 +80,8 @@ pub struct Control {
     pub budget: NodeBudget,
     /// What came of requests that may be repeated.
     pub kept: Kept,
+    /// Follow tools that nobody reads.
+    pub tasks: Tasks,
     /// Whatever counts.
     pub metrics: Vec<Arc<dyn MetricSource>>,
 }
@@ -188,11 +191,12 @@ impl Control {
             _ if path.starts_with(TOOLS) => {
                 let verb = &path[TOOLS.len()..];
                 if !matches!(verb, "exec" | "read" | "write" | "edit" | "list" | "invoke") {
-                    if !reads {
-                        return Err(Failure::not_started(Code::NotFound, "no such route"));
-                    }
                     require(grant, Scope::Tools)?;
-                    return tools::look(&self.kept.tools, verb, asked);
+                    return match *method {
+                        Method::GET | Method::HEAD => tools::look(&self.kept.tools, verb, asked),
+                        Method::DELETE => tools::cancel(&self.kept.tools, verb, asked).await,
+                        _ => Err(Failure::not_started(Code::NotFound, "no such route")),
+                    };
                 }
                 if *method != Method::POST {
                     return Ok(method_not_allowed("POST", asked));
@@ -200,7 +204,8 @@ impl Control {
                 require(grant, Scope::Tools)?;
                 let body = self.read(body, tools::BODY_BYTES).await?;
                 let client = self.client(grant, head, path, &body, asked)?;
-                tools::run(&self.tools, &self.kept.tools, verb, parsed(&body)?, &client).await
+                let (kept, tasks) = (&self.kept.tools, &self.tasks);
+                tools::run(&self.tools, kept, tasks, verb, parsed(&body)?, &client).await
             }
             _ if path.starts_with("/api/v1/handoff/") => {
                 require(grant, Scope::Send)?;

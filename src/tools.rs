@@ -38,8 +38,8 @@ pub enum Stream {
 pub enum Event {
     /// This node has it.
     Started(NodeId),
-    /// A person there is asked first.
-    Waits,
+    /// A person there is asked first, for so long at most.
+    Waits(Duration),
     /// A person agreed.
     GoesOn,
     /// Output of a command.

@@ -19,13 +19,14 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use clawmatrix::{
-    approvals::{Desk, Operator, Request},
+    approvals::{Desk, Operator, Request, desk::unix_ms},
     audit::{self, Audit},
     config::{Config, Source, ToolConfig},
     crypto::identity::Identity,
     drain::Tasks,
     exchange::SESSION_HEADER,
     state::StateDir,
+    wire::code::Code,
 };
 use local_node::{Cable, Node, Setup, join};
 use serde_json::{Value, json};
@@ -103,11 +104,11 @@ impl World {
     fn ask(&self, verb: &str, mut body: Value) -> JoinHandle<(u16, Value)> {
         body["node"] = json!("office");
         let request = request(&self.home, verb, &body);
-        tokio::spawn(async move {
-            let response = request.send().await.unwrap();
-            let status = response.status().as_u16();
-            (status, response.json().await.unwrap())
-        })
+        tokio::spawn(followed(
+            request,
+            self.home.port,
+            self.home.launch.clone(),
+        ))
     }
 
     /// The one request that waits at office.
@@ -154,6 +155,25 @@ fn client() -> reqwest::Client {
 fn request(node: &Node, verb: &str, body: &Value) -> reqwest::RequestBuilder {
     let url = node.url(&format!("/api/v1/tools/{verb}"));
     client().post(url).bearer_auth(&node.launch).json(body)
+}
+
+/// What came of a request for a tool, asked for by its id where it waits for a person.
+async fn followed(request: reqwest::RequestBuilder, port: u16, token: String) -> (u16, Value) {
+    let (status, body) = answer(request).await;
+    if status != 202 {
+        return (status, body);
+    }
+    let id = body["id"].as_str().unwrap();
+    let url = format!("http://127.0.0.1:{port}/api/v1/tools/{id}");
+    loop {
+        let (status, shown) = answer(client().get(&url).bearer_auth(&token)).await;
+        if shown["state"] == "done" {
+            assert_eq!(status, 200, "{shown}");
+            let failed = Code::from_text(code(&shown));
+            return (failed.map_or(200, Code::http_status), shown);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
@@ -307,6 +327,97 @@ async fn whoever_asks_is_told_and_loses_no_time() {
     assert_eq!(status, 404);
 }
 
+/// Who cannot hear of a wait is told where to ask, and may leave: the request goes on by itself, until a
+/// person, `DELETE` or its time ends it.
+#[tokio::test]
+async fn who_asks_in_json_is_told_of_the_wait_and_asks_again() {
+    let world = World::asking(&["exec"]).await;
+    let body = json!({"node": "office", "command": "echo out"});
+    let asking = || request(&world.home, "exec", &body).header("idempotency-key", "k");
+    let (status, told) = answer(asking()).await;
+    assert_eq!(
+        (status, &told["state"], &told["nodeId"], &told["tool"]),
+        (
+            202,
+            &json!("approval_pending"),
+            &json!("office"),
+            &json!("exec")
+        ),
+        "{told}"
+    );
+    assert_eq!(told["message"], "waiting for approval on office");
+    let left = told["expiresAt"].as_u64().unwrap() - unix_ms() / 1000;
+    assert!((55..=60).contains(&left), "{left}");
+    let (id, parked) = world.waiting().await;
+    let url = |told: &Value| {
+        let id = told["id"].as_str().unwrap();
+        world.home.url(&format!("/api/v1/tools/{id}"))
+    };
+    let look = || client().get(url(&told)).bearer_auth(&world.home.launch);
+    assert_eq!(answer(look()).await, (202, told.clone()));
+    // A repeat runs nothing and waits for nobody.
+    assert_eq!(answer(asking()).await, (202, told.clone()));
+    assert_eq!(*world.desk.count().borrow(), 1);
+    world.approve(&id, &parked).await;
+    let done = followed(asking(), world.home.port, world.home.launch.clone()).await;
+    assert_eq!((done.0, &done.1["stdout"]), (200, &json!("out\n")));
+    let (status, shown) = answer(look()).await;
+    assert_eq!(
+        (status, &shown["state"], &shown["stdout"]),
+        (200, &json!("done"), &json!("out\n")),
+        "{shown}"
+    );
+
+    let (status, told) = answer(request(&world.home, "exec", &body)).await;
+    assert_eq!(status, 202);
+    let (id, parked) = world.waiting().await;
+    let delete = || {
+        let request = client().delete(url(&told));
+        request.bearer_auth(&world.home.launch)
+    };
+    let (status, shown) = answer(delete()).await;
+    assert_eq!(
+        (status, &shown["state"], &shown["outcome"]),
+        (200, &json!("done"), &json!("cancelled")),
+        "{shown}"
+    );
+    world.none_waits().await;
+    assert_eq!(world.approve(&id, &parked).await.0, 404);
+    assert_eq!(answer(delete()).await, (200, shown));
+    let unknown = world.home.url("/api/v1/tools/00");
+    let unknown = client().delete(unknown).bearer_auth(&world.home.launch);
+    assert_eq!(answer(unknown).await.0, 404);
+}
+
+/// `DELETE` ends a tool that runs, too; whoever follows it hears so.
+#[tokio::test]
+async fn a_tool_that_runs_is_cancelled_by_its_id() {
+    let world = World::asking(&["write"]).await;
+    let body = json!({"node": "office", "command": "echo begun; exec cat /dev/zero > /dev/null"});
+    let asking = request(&world.home, "exec", &body).header("accept", "text/event-stream");
+    let mut stream = asking.send().await.unwrap();
+    let id = stream.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let mut text = String::new();
+    while !text.contains("begun") {
+        let piece = timeout(PATIENCE, stream.chunk()).await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&piece.unwrap()).unwrap());
+    }
+    let url = world.home.url(&format!("/api/v1/tools/{id}"));
+    let delete = client().delete(url).bearer_auth(&world.home.launch);
+    // What follows the events ends the request; both are polled here.
+    let rest = async {
+        while let Some(piece) = stream.chunk().await.unwrap() {
+            text.push_str(std::str::from_utf8(&piece).unwrap());
+        }
+        text
+    };
+    let ((status, shown), text) = timeout(PATIENCE, async { tokio::join!(answer(delete), rest) })
+        .await
+        .unwrap();
+    assert_eq!((status, &shown["outcome"]), (200, &json!("cancelled")), "{shown}");
+    assert!(text.contains("\"outcome\":\"cancelled\""), "{text}");
+}
+
 /// What changed while the person thought counts: a rule, and where a path leads.
 #[tokio::test]
 async fn what_was_agreed_to_is_judged_again() {
@@ -338,7 +449,11 @@ async fn what_was_agreed_to_is_judged_again() {
 async fn a_node_waits_for_its_own_person_too() {
     let world = World::asking(&["exec"]).await;
     let body = json!({"node": "office", "command": "echo out"});
-    let asked = tokio::spawn(answer(request(&world.office, "exec", &body)));
+    let asked = tokio::spawn(followed(
+        request(&world.office, "exec", &body),
+        world.office.port,
+        world.office.launch.clone(),
+    ));
     let (id, parked) = world.waiting().await;
     assert_eq!(parked.from.as_str(), "office");
     let url = world.office.url("/api/v1/status");
@@ -360,19 +475,19 @@ async fn a_read_that_waited_has_its_usual_answer() {
     let world = World::asking(&["read"]).await;
     std::fs::write(world.path("f"), "text").unwrap();
     let body = json!({"node": "office", "path": "f"});
-    for events in [false, true] {
-        let mut asking = request(&world.home, "read", &body);
-        if events {
-            asking = asking.header("accept", "text/event-stream");
-        }
-        let asked = tokio::spawn(async move { asking.send().await.unwrap().text().await.unwrap() });
-        let (id, parked) = world.waiting().await;
-        world.approve(&id, &parked).await;
-        let text = timeout(PATIENCE, asked).await.unwrap().unwrap();
-        assert_eq!(text.contains("event: end"), events, "{text}");
-        assert!(text.contains("\"content\":\"text\""), "{text}");
-        world.none_waits().await;
-    }
+    let asking = request(&world.home, "read", &body).header("accept", "text/event-stream");
+    let asked = tokio::spawn(async move { asking.send().await.unwrap().text().await.unwrap() });
+    let (id, parked) = world.waiting().await;
+    world.approve(&id, &parked).await;
+    let text = timeout(PATIENCE, asked).await.unwrap().unwrap();
+    assert!(text.contains("event: end"), "{text}");
+    assert!(text.contains("\"content\":\"text\""), "{text}");
+    world.none_waits().await;
+    let asked = world.ask("read", body);
+    let (id, parked) = world.waiting().await;
+    world.approve(&id, &parked).await;
+    let (status, shown) = ended(asked).await;
+    assert_eq!((status, &shown["content"]), (200, &json!("text")), "{shown}");
 }
 
 /// `llmGuard`: what a model asks for on its own waits when it changes something, a person's does not.
@@ -389,7 +504,11 @@ async fn a_model_alone_waits_for_a_person() {
     let (status, _) = answer(agent("read", &body)).await;
     assert_eq!(status, 200, "a model that reads");
     let write = json!({"node": "office", "path": "b", "content": "x"});
-    let asked = tokio::spawn(answer(agent("write", &write)));
+    let asked = tokio::spawn(followed(
+        agent("write", &write),
+        world.home.port,
+        world.home.launch.clone(),
+    ));
     let (id, parked) = world.waiting().await;
     assert_eq!((parked.rule.as_str(), parked.agent), ("llmGuard", true));
     assert!(!world.path("b").exists());

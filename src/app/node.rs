@@ -386,6 +386,7 @@ impl Node {
                 tokens,
                 catalog: catalog.clone(),
                 kept: Kept::default(),
+                tasks: tasks.clone(),
                 metrics: vec![
                     counters.clone(),
                     Arc::new(NodeMetrics {

@@ -282,6 +282,12 @@ impl Waiting {
         self.id
     }
 
+    /// How long it may still wait.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        Duration::from_millis(self.about.exp.saturating_sub(unix_ms()))
+    }
+
     /// Waits for the decision and uses it up. Dropping the future withdraws the request.
     pub async fn decided(mut self) -> Outcome {
         let outcome = self.outcome().await;

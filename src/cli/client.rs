@@ -142,17 +142,6 @@ impl Client {
         ))
     }
 
-    /// The same, where an error that tells an outcome is an answer, too.
-    pub(super) async fn post_any(&self, path: &str, body: &Value) -> Result<Value, CliError> {
-        let response = self.send(Method::POST, path, Some(body), JSON).await?;
-        let status = response.status();
-        let bytes = whole(response).await?;
-        match serde_json::from_slice::<Value>(&bytes) {
-            Ok(answer) if status.is_success() || answer["outcome"].is_string() => Ok(answer),
-            _ => Err(refusal(status, &bytes)),
-        }
-    }
-
     /// A request whose answer is read by the caller as it comes. An error status is an error.
     pub(super) async fn stream(
         &self,
@@ -161,6 +150,25 @@ impl Client {
     ) -> Result<Response<Incoming>, CliError> {
         let response = self.send(Method::POST, path, Some(body), EVENTS).await?;
         succeeded(response).await
+    }
+
+    /// What a `POST` tells until it ends.
+    pub(super) async fn tell(&self, path: &str, body: &Value) -> Result<Told, CliError> {
+        Ok(Told::new(self.stream(path, body).await?))
+    }
+
+    /// The same, where an error that tells an outcome is an answer, too.
+    pub(super) async fn tell_any(&self, path: &str, body: &Value) -> Result<Told, CliError> {
+        let response = self.send(Method::POST, path, Some(body), EVENTS).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(Told::new(response));
+        }
+        let bytes = whole(response).await?;
+        match serde_json::from_slice::<Value>(&bytes) {
+            Ok(answer) if answer["outcome"].is_string() => Ok(Told::of(&answer)),
+            _ => Err(refusal(status, &bytes)),
+        }
     }
 
     /// What a `GET` tells until it ends.
@@ -219,7 +227,8 @@ impl Client {
 /// Events of an answer, one by one.
 #[derive(Debug)]
 pub(super) struct Told {
-    response: Response<Incoming>,
+    /// None when all of it is here.
+    response: Option<Response<Incoming>>,
     events: Events,
     ready: VecDeque<String>,
 }
@@ -227,9 +236,17 @@ pub(super) struct Told {
 impl Told {
     fn new(response: Response<Incoming>) -> Self {
         Self {
-            response,
+            response: Some(response),
             events: Events::default(),
             ready: VecDeque::new(),
+        }
+    }
+
+    fn of(event: &Value) -> Self {
+        Self {
+            response: None,
+            events: Events::default(),
+            ready: VecDeque::from([event.to_string()]),
         }
     }
 
@@ -242,7 +259,10 @@ impl Told {
                 let event = serde_json::from_str(&event);
                 return event.map(Some).map_err(|e| broken(e.to_string()));
             }
-            let Some(frame) = self.response.frame().await else {
+            let Some(response) = &mut self.response else {
+                return Ok(None);
+            };
+            let Some(frame) = response.frame().await else {
                 return Ok(None);
             };
             let frame = frame.map_err(|error| broken(error.to_string()))?;

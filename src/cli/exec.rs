@@ -1,7 +1,7 @@
 //! `clawmatrix exec`: runs a command on another node; its output comes as it is printed, and its exit
 //! code is ours.
 
-use http_body_util::BodyExt as _;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -10,8 +10,6 @@ use super::{
     error::{CliError, FAILED},
     output::{self, Target},
 };
-use crate::sse::Events;
-
 /// ClawMatrix failed, not the command; as ssh does.
 const NOT_THE_COMMAND: u8 = 255;
 
@@ -49,11 +47,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
 pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
     let ended = Client::open(&context.common).and_then(|client| {
         let body = body(args);
-        if context.common.json {
-            block_on(client.post_any("/api/v1/tools/exec", &body))
-        } else {
-            block_on(follow(&client, &body))
-        }
+        block_on(follow(&client, &body, !context.common.json))
     });
     let end = ended.map_err(|mut error| {
         if error.code == FAILED {
@@ -104,36 +98,59 @@ fn body(args: &Args) -> Value {
     Value::Object(body)
 }
 
-/// Prints output as it comes; gives the last event.
-async fn follow(client: &Client, body: &Value) -> Result<Value, CliError> {
-    let mut response = client.stream("/api/v1/tools/exec", body).await?;
-    let mut events = Events::default();
-    while let Some(frame) = response.frame().await {
-        let frame = frame.map_err(|error| incomplete(&error.to_string()))?;
-        let Some(bytes) = frame.data_ref() else {
-            continue;
+/// Follows the command to its end and gives the last event. Its output is printed as it comes, or, as
+/// JSON, put into that event.
+async fn follow(client: &Client, body: &Value, printed: bool) -> Result<Value, CliError> {
+    let path = "/api/v1/tools/exec";
+    let mut told = if printed {
+        client.tell(path, body).await?
+    } else {
+        client.tell_any(path, body).await?
+    };
+    let mut gathered = [Vec::new(), Vec::new()];
+    loop {
+        let next = told.next().await;
+        let Some(event) = next.map_err(|error| incomplete(error.message()))? else {
+            return Err(incomplete("the stream ended without its end"));
         };
-        for event in events.feed(bytes).map_err(|e| incomplete(&e.to_string()))? {
-            let event: Value =
-                serde_json::from_str(&event).map_err(|_| incomplete("an event is not JSON"))?;
-            if event.get("outcome").is_some() {
-                return Ok(event);
-            }
-            if event.get("approval").is_some() {
-                output::note(&output::clean(
-                    event["message"].as_str().unwrap_or_default(),
-                ));
-                continue;
-            }
-            let target = if event["stream"] == "stderr" {
-                Target::Err
+        if event.get("outcome").is_some() {
+            return Ok(if printed {
+                event
             } else {
-                Target::Out
-            };
-            output::content(target, &output::decoded(&event["text"], &event["base64"]))?;
+                whole(event, &gathered)
+            });
+        }
+        if event.get("approval").is_some() {
+            output::note(&output::clean(
+                event["message"].as_str().unwrap_or_default(),
+            ));
+            continue;
+        }
+        let piece = output::decoded(&event["text"], &event["base64"]);
+        let (at, target) = match event["stream"].as_str() {
+            Some("stderr") => (1, Target::Err),
+            _ => (0, Target::Out),
+        };
+        if printed {
+            output::content(target, &piece)?;
+        } else {
+            gathered[at].extend_from_slice(&piece);
         }
     }
-    Err(incomplete("the stream ended without its end"))
+}
+
+/// The answer of a command as the node gives it in one piece.
+fn whole(mut end: Value, [stdout, stderr]: &[Vec<u8>; 2]) -> Value {
+    for (name, bytes) in [("stdout", stdout), ("stderr", stderr)] {
+        end[name] = match std::str::from_utf8(bytes) {
+            Ok(text) => json!(text),
+            Err(_) => {
+                end[format!("{name}Encoding")] = json!("base64");
+                json!(BASE64_STANDARD.encode(bytes))
+            }
+        };
+    }
+    end
 }
 
 fn incomplete(why: &str) -> CliError {

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long a cancelled handoff is waited for before its state is told.
-const CANCEL_WAIT: Duration = Duration::from_secs(2);
+pub(super) const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
 /// The body of `POST /api/v1/handoff`.
 #[derive(Debug, Deserialize)]

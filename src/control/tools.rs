@@ -1,20 +1,24 @@
 //! `/api/v1/tools/…`: runs a tool on a node, as JSON or, for commands, as events while it runs.
 
+mod live;
 mod requests;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use futures_util::stream;
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use self::requests::{Done, Requests, Slot, WAITING};
+use self::requests::{Came, PENDING, Requests, Slot};
 use super::{
-    answer::{self, put_event, with_error},
+    answer,
     client::{Client, Turn},
-    handoff::forgotten,
+    handoff::{CANCEL_WAIT, forgotten},
 };
 use crate::{
+    approvals::desk::unix_ms,
+    drain::Tasks,
     handoff::record::Ended,
     ids::RequestId,
     once::{Full, Once},
@@ -33,8 +37,6 @@ use crate::{
 
 /// Longest body of a request: the longest file, escaped.
 pub const BODY_BYTES: u64 = 2 * TOOL_FILE_BYTES as u64;
-/// What a command prints.
-const OUTPUT: [&str; 2] = ["stdout", "stderr"];
 /// Body of a request for a tool: an object.
 pub type Wanted = Map<String, Value>;
 
@@ -57,7 +59,8 @@ impl Default for Kept {
 }
 
 /// Runs `verb` (`exec`, `read`, `write`, `edit`, `list`, `invoke`) as the body says, or tells what came of
-/// it under the same `Idempotency-Key`.
+/// it under the same `Idempotency-Key`. What waits for a person is told as events, or by 202 and goes on
+/// by itself.
 ///
 /// # Errors
 /// What [`Tools::start`] says, `invalid_request`, `idempotency_mismatch`, and `outcome_unknown` when what
@@ -65,6 +68,7 @@ impl Default for Kept {
 pub async fn run(
     tools: &Tools,
     kept: &Kept,
+    tasks: &Tasks,
     verb: &str,
     wanted: Wanted,
     client: &Client<'_>,
@@ -84,16 +88,16 @@ pub async fn run(
     let ticket = match client.turn(&kept.once, |id| requests.stands(id)).await? {
         Turn::Run(ticket) => ticket,
         Turn::Done(id) => {
-            let done = requests.end_of(id).await.ok_or_else(forgotten)?;
-            return Ok(if live {
-                again(&done, asked)
-            } else {
-                answer::text(done.text.clone(), done.failure.as_ref(), asked)
+            let came = requests.come_to(id, streamed).await;
+            return Ok(match came.ok_or_else(forgotten)? {
+                Came::Waits(shown) => pending(&shown, asked),
+                Came::Done(done) if live => live::again(&done, asked),
+                Came::Done(done) => answer::text(done.text.clone(), done.failure.as_ref(), asked),
             });
         }
     };
     let name = tool.clone();
-    let mut following = tools.start(NewTool {
+    let following = tools.start(NewTool {
         node,
         tool,
         args,
@@ -105,27 +109,63 @@ pub async fn run(
     if let Some(ticket) = ticket {
         ticket.done(asked.id);
     }
+    let mut work = Work {
+        cancel: slot.cancelled(),
+        following,
+        asks: false,
+    };
     let mut answer = Answer::new(face, slot, asked.id);
     // Until something has happened the status is open.
-    let Some(first) = following.next().await else {
+    let Some(first) = work.next().await else {
         return Err(Failure::started(Code::Internal, "the tool told nothing"));
     };
     if live && !matches!(first, Event::End(Err(_))) {
-        return Ok(events(following, answer, first, asked));
+        return Ok(live::events(work, answer, first, asked));
     }
     let mut next = Some(first);
     while let Some(event) = next {
         if let Event::End(ended) = event {
             return Ok(answer.whole(ended, asked));
         }
-        if streamed && matches!(event, Event::Waits) {
+        let waits = matches!(event, Event::Waits(_));
+        if waits && streamed {
             // It may take minutes: whoever can hear of it does.
-            return Ok(events(following, answer, event, asked));
+            return Ok(live::events(work, answer, event, asked));
         }
         answer.take(event);
-        next = following.next().await;
+        if waits {
+            // Whoever cannot asks for it by its id; it goes on without him.
+            let response = requests
+                .shown(&asked.id)
+                .map(|shown| pending(&shown, asked));
+            follow(tasks, work, answer);
+            return response.ok_or_else(forgotten);
+        }
+        next = work.next().await;
     }
     Err(Failure::started(Code::Internal, "the tool never ended"))
+}
+
+/// Follows a tool that nobody reads, to keep what comes of it. Its own times end it: that of the
+/// wait, then the tool's.
+fn follow(tasks: &Tasks, mut work: Work, mut answer: Answer) {
+    // Ends with the tool, by `DELETE`, or with the node.
+    tasks.spawn(async move {
+        while let Some(event) = work.next().await {
+            if let Event::End(ended) = event {
+                answer.keep(ended);
+                return;
+            }
+            answer.take(event);
+        }
+    });
+}
+
+/// 202: what came of it is to be asked for.
+fn pending(shown: &Value, asked: Asked) -> Response<ReplyBody> {
+    let mut response = json_answer(shown.to_string(), asked);
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
 }
 
 /// State and result of one request.
@@ -133,18 +173,72 @@ pub async fn run(
 /// # Errors
 /// `not_found`.
 pub fn look(kept: &Kept, id: &str, asked: Asked) -> Result<Response<ReplyBody>, Failure> {
-    let shown = id.parse().ok().and_then(|id| kept.requests.shown(&id));
-    let shown = shown.ok_or_else(|| {
-        Failure::not_started(
-            Code::NotFound,
-            "no such tool request; results are kept for ten minutes after their end",
-        )
-    })?;
-    let mut response = json_answer(shown.to_string(), asked);
-    if shown["state"] == WAITING {
-        *response.status_mut() = StatusCode::ACCEPTED;
+    let id = id.parse().map_err(|_| unknown())?;
+    let shown = kept.requests.shown(&id).ok_or_else(unknown)?;
+    if shown["state"] == PENDING {
+        return Ok(pending(&shown, asked));
     }
-    Ok(response)
+    Ok(json_answer(shown.to_string(), asked))
+}
+
+/// Cancels one request, and tells its state: nothing changes for one that has ended.
+///
+/// # Errors
+/// `not_found`.
+pub async fn cancel(kept: &Kept, id: &str, asked: Asked) -> Result<Response<ReplyBody>, Failure> {
+    let parsed = id.parse().map_err(|_| unknown())?;
+    if !kept.requests.cancel(&parsed) {
+        return Err(unknown());
+    }
+    // What is not over by then shows as running.
+    let _ = timeout(CANCEL_WAIT, kept.requests.come_to(parsed, true)).await;
+    look(kept, id, asked)
+}
+
+fn unknown() -> Failure {
+    Failure::not_started(
+        Code::NotFound,
+        "no such tool request; results are kept for ten minutes after their end",
+    )
+}
+
+/// A tool at work. Dropped, it is cancelled.
+#[derive(Debug)]
+struct Work {
+    following: Following,
+    cancel: CancellationToken,
+    /// A person is asked, so nothing was done yet.
+    asks: bool,
+}
+
+impl Work {
+    /// As [`Following::next`]; whoever cancels it by its id ends it, too.
+    async fn next(&mut self) -> Option<Event> {
+        let event = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Event::End(Err(self.cancelled())),
+            event = self.following.next() => event?,
+        };
+        self.asks = match &event {
+            Event::Waits(_) => true,
+            Event::Alive => self.asks,
+            _ => false,
+        };
+        Some(event)
+    }
+
+    fn cancelled(&self) -> Failure {
+        if self.asks {
+            return Failure::not_started(
+                Code::Cancelled,
+                "the request was cancelled before a person decided; nothing of it was done",
+            );
+        }
+        Failure::started(
+            Code::Cancelled,
+            "the request was cancelled, and the tool was ended; what it did until then stands",
+        )
+    }
 }
 
 /// A request, taken apart.
@@ -286,18 +380,20 @@ impl Answer {
             Event::Output(Stream::Out, data) => self.stdout.extend_from_slice(&data),
             Event::Output(Stream::Err, data) => self.stderr.extend_from_slice(&data),
             Event::Body(data) => self.body.extend_from_slice(&data),
-            Event::Waits => self.slot.waits(true),
-            Event::GoesOn => self.slot.waits(false),
+            Event::Waits(left) => {
+                let left = u64::try_from(left.as_millis()).unwrap_or(0);
+                self.slot.waits(unix_ms().saturating_add(left) / 1000);
+            }
+            Event::GoesOn => self.slot.goes_on(),
             Event::Alive | Event::End(_) => {}
         }
     }
 
     /// That a person is asked, or has agreed.
     fn approval(&self, state: &str) -> Value {
-        let node = self.node.as_deref().unwrap_or("the node");
         let message = match state {
-            "pending" => format!("waiting for approval on {node}"),
-            _ => format!("approved on {node}"),
+            "pending" => requests::waiting(self.node.as_deref()),
+            _ => format!("approved on {}", requests::named(self.node.as_deref())),
         };
         json!({"nodeId": self.node, "approval": state, "message": message})
     }
@@ -307,6 +403,12 @@ impl Answer {
         let (told, failure) = self.told(ended);
         let text = self.slot.end(told, failure.as_ref());
         answer::text(text, failure.as_ref(), asked)
+    }
+
+    /// The same for whoever asks later.
+    fn keep(mut self, ended: Result<Finished, Failure>) {
+        let (told, failure) = self.told(ended);
+        self.slot.end(told, failure.as_ref());
     }
 
     /// `{id, nodeId, outcome, …}`.
@@ -398,154 +500,9 @@ fn put_content(out: &mut Map<String, Value>, text: Option<&str>, data: &[u8]) {
     }
 }
 
-/// Bytes as pieces of text, a character never cut; what is no text as base64.
-#[derive(Debug, Default)]
-struct Decoder(Vec<u8>);
-
-impl Decoder {
-    fn feed(&mut self, data: &[u8]) -> Option<Value> {
-        self.0.extend_from_slice(data);
-        let whole = match std::str::from_utf8(&self.0) {
-            Ok(_) => self.0.len(),
-            // A character that lacks its end waits for it.
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            Err(_) => return self.rest(),
-        };
-        let text = String::from_utf8_lossy(&self.0[..whole]).into_owned();
-        self.0.drain(..whole);
-        (!text.is_empty()).then(|| json!({"text": text}))
-    }
-
-    fn rest(&mut self) -> Option<Value> {
-        let left = std::mem::take(&mut self.0);
-        (!left.is_empty()).then(|| json!({"base64": BASE64_STANDARD.encode(left)}))
-    }
-}
-
-/// A command followed as events. Gone with its client, which cancels it.
-struct Live {
-    following: Following,
-    first: Option<Event>,
-    /// None once it has ended.
-    answer: Option<Answer>,
-    out: Decoder,
-    err: Decoder,
-}
-
-fn events(following: Following, answer: Answer, first: Event, asked: Asked) -> Response<ReplyBody> {
-    let live = Live {
-        following,
-        first: Some(first),
-        answer: Some(answer),
-        out: Decoder::default(),
-        err: Decoder::default(),
-    };
-    let pieces = stream::unfold(
-        live,
-        |mut live| async move { Some((live.next().await?, live)) },
-    );
-    answer::events(pieces, asked)
-}
-
-impl Live {
-    async fn next(&mut self) -> Option<Bytes> {
-        let mut out = Vec::new();
-        while out.is_empty() && self.answer.is_some() {
-            let event = match self.first.take() {
-                Some(first) => first,
-                None => self.following.next().await?,
-            };
-            self.put(&mut out, event);
-        }
-        (!out.is_empty()).then(|| out.into())
-    }
-
-    fn put_approval(&self, out: &mut Vec<u8>, state: &str) {
-        if let Some(answer) = &self.answer {
-            put_event(out, "approval", &answer.approval(state));
-        }
-    }
-
-    fn put(&mut self, out: &mut Vec<u8>, event: Event) {
-        match &event {
-            // The head goes out, so that the client knows that it runs.
-            Event::Started(_) | Event::Alive => out.extend_from_slice(b": alive\n\n"),
-            Event::Waits => self.put_approval(out, "pending"),
-            Event::GoesOn => self.put_approval(out, "approved"),
-            Event::Output(Stream::Out, data) => put_output(out, "stdout", self.out.feed(data)),
-            Event::Output(Stream::Err, data) => put_output(out, "stderr", self.err.feed(data)),
-            Event::Body(_) => {}
-            Event::End(_) => {
-                put_output(out, "stdout", self.out.rest());
-                put_output(out, "stderr", self.err.rest());
-            }
-        }
-        if let Event::End(ended) = event {
-            if let Some(mut answer) = self.answer.take() {
-                let (told, failure) = answer.told(ended);
-                answer.slot.end(told.clone(), failure.as_ref());
-                put_end(out, with_error(told, failure.as_ref(), answer.id));
-            }
-        } else if let Some(answer) = &mut self.answer {
-            answer.take(event);
-        }
-    }
-}
-
-/// The last event, without the output that was told before.
-fn put_end(out: &mut Vec<u8>, mut told: Value) {
-    if let Value::Object(told) = &mut told {
-        for name in OUTPUT {
-            told.remove(name);
-            told.remove(&format!("{name}Encoding"));
-        }
-    }
-    put_event(out, "end", &told);
-}
-
-/// A command that has ended, once more as events.
-fn again(done: &Done, asked: Asked) -> Response<ReplyBody> {
-    let mut out = Vec::new();
-    let told: Value = serde_json::from_slice(&done.text).unwrap_or_default();
-    for name in OUTPUT {
-        let text = told[name].as_str().filter(|text| !text.is_empty());
-        let kind = match told[format!("{name}Encoding")] {
-            Value::Null => "text",
-            _ => "base64",
-        };
-        put_output(&mut out, name, text.map(|text| json!({kind: text})));
-    }
-    put_end(&mut out, told);
-    answer::events(stream::iter([Bytes::from(out)]), asked)
-}
-
-fn put_output(out: &mut Vec<u8>, name: &str, data: Option<Value>) {
-    if let Some(mut data) = data {
-        // Some readers see the data alone.
-        data["stream"] = json!(name);
-        put_event(out, name, &data);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn output_is_text_however_it_is_cut_and_base64_otherwise() {
-        let mut decoder = Decoder::default();
-        let text = "añ日🙂";
-        let mut seen = String::new();
-        for byte in text.as_bytes() {
-            if let Some(piece) = decoder.feed(&[*byte]) {
-                seen.push_str(piece["text"].as_str().unwrap());
-            }
-        }
-        assert_eq!((seen.as_str(), decoder.rest()), (text, None));
-        assert_eq!(decoder.feed(b"a\xff"), Some(json!({"base64": "Yf8="})));
-        assert_eq!(decoder.feed(b"ok\xe6"), Some(json!({"text": "ok"})));
-        assert_eq!(decoder.rest(), Some(json!({"base64": "5g=="})));
-    }
 
     #[test]
     fn bodies_are_checked_before_anybody_is_asked() {

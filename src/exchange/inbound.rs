@@ -61,8 +61,8 @@ pub(super) struct Inbound {
 #[derive(Debug)]
 pub(super) enum Offer<'a> {
     Accept,
-    /// A person is asked.
-    Waits,
+    /// A person is asked, for so long at most.
+    Waits(Duration),
     Head {
         status: u16,
         meta: &'a str,
@@ -176,10 +176,16 @@ impl Inbound {
         let (json, data, last, more) = match offer {
             Offer::Accept => {
                 let phase = self.waits.map(|_| Phase::Running);
-                (message::accept(rid, seq, phase), Bytes::new(), false, false)
+                (
+                    message::accept(rid, seq, phase, None),
+                    Bytes::new(),
+                    false,
+                    false,
+                )
             }
-            Offer::Waits => {
-                let json = message::accept(rid, seq, Some(Phase::ApprovalPending));
+            Offer::Waits(left) => {
+                let left = u64::try_from(left.as_millis()).ok();
+                let json = message::accept(rid, seq, Some(Phase::ApprovalPending), left);
                 (json, Bytes::new(), false, false)
             }
             Offer::Head {
@@ -224,14 +230,14 @@ impl Inbound {
             self.no_room = true;
             return Poll::Pending;
         }
-        if matches!(offer, Offer::Waits) {
+        if matches!(offer, Offer::Waits(_)) {
             self.waits.get_or_insert(now);
         } else if let Some(since) = self.waits.take() {
             // Waiting for a person is not counted.
             let waited = now.saturating_sub(since);
             self.deadline = self.deadline.and_then(|end| end.checked_add(waited));
         }
-        self.headed |= !matches!(offer, Offer::Accept | Offer::Waits);
+        self.headed |= !matches!(offer, Offer::Accept | Offer::Waits(_));
         if let Offer::Chunk { data, .. } = offer {
             let _ = data.split_to(bytes);
         }

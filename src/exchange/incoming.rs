@@ -1,6 +1,6 @@
 //! The handles of a request of another node: its body and its answer.
 
-use std::{fmt, future::poll_fn, sync::Arc, task::Poll};
+use std::{fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 
@@ -134,12 +134,12 @@ impl Reply {
     }
 
     /// Says that a person is asked: from now until the next item its time stands still on both
-    /// sides (protocol 8.4). [`Reply::accept`] says that it goes on.
+    /// sides (protocol 8.4), for `left` at most. [`Reply::accept`] says that it goes on.
     ///
     /// # Errors
     /// As [`Reply::accept`].
-    pub async fn waits(&mut self) -> Result<(), Failure> {
-        self.send(Offer::Waits).await
+    pub async fn waits(&mut self, left: Duration) -> Result<(), Failure> {
+        self.send(Offer::Waits(left)).await
     }
 
     /// Begins the answer; `fin` makes it the whole of it. `meta` is a JSON object. An answer of

@@ -6,6 +6,8 @@
 mod read;
 mod write;
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -43,8 +45,8 @@ impl Dir {
 #[derive(Debug, Clone)]
 pub(super) enum Lead {
     Accept,
-    /// Taken, and a person is asked (protocol 8.4).
-    Waits,
+    /// Taken, and a person is asked (protocol 8.4), for so long at most.
+    Waits(Option<Duration>),
     Head {
         status: u16,
         meta: Box<RawValue>,

@@ -257,10 +257,10 @@ impl Outbound {
     pub(super) fn note_wait(&mut self, part: &Part<Lead, Last>, now: Time) {
         match &part.lead {
             // One wait and no more: who keeps saying so must not hold us for ever.
-            Some(Lead::Waits) if self.waited < APPROVAL_WAIT => {
+            Some(Lead::Waits(_)) if self.waited < APPROVAL_WAIT => {
                 self.waits.get_or_insert(now);
             }
-            Some(Lead::Waits) => {}
+            Some(Lead::Waits(_)) => {}
             None if part.data.is_empty() && part.last.is_none() => {}
             _ => {
                 if let Some(since) = self.waits.take() {
@@ -348,7 +348,7 @@ pub(super) fn item(part: Part<Lead, Last>) -> Result<Item, Failure> {
     };
     Ok(match (part.lead, fin) {
         (Some(Lead::Accept), _) => Item::Accept,
-        (Some(Lead::Waits), _) => Item::Waits,
+        (Some(Lead::Waits(left)), _) => Item::Waits(left),
         (Some(Lead::Head { status, meta }), fin) => Item::Head {
             status,
             meta,

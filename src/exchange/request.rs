@@ -99,8 +99,8 @@ impl fmt::Debug for NewRequest {
 pub enum Item {
     /// The node has taken the request.
     Accept,
-    /// The node asks a person first.
-    Waits,
+    /// The node asks a person first, for so long at most, as it says.
+    Waits(Option<Duration>),
     /// Begin of the answer.
     Head {
         /// HTTP-like status.
@@ -146,7 +146,7 @@ impl Item {
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self {
-            Item::Accept | Item::Waits => false,
+            Item::Accept | Item::Waits(_) => false,
             Item::Head { fin, .. } | Item::Chunk { fin, .. } => fin.is_some(),
             Item::End(_) => true,
         }

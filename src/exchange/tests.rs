@@ -431,7 +431,7 @@ async fn answer(call: &mut Call) -> Result<Answer, Failure> {
     while let Some(item) = within(call.next()).await? {
         answer.items += 1;
         let fin = match item {
-            Item::Accept | Item::Waits => {
+            Item::Accept | Item::Waits(_) => {
                 answer.accepted = true;
                 None
             }

@@ -489,7 +489,7 @@ async fn read(mut call: Call, record: &Record) -> Result<Arc<Ended>, Failure> {
     let mut lines = Lines::default();
     while let Some(item) = call.next().await? {
         let (data, last) = match item {
-            Item::Accept | Item::Waits => continue,
+            Item::Accept | Item::Waits(_) => continue,
             Item::Head {
                 meta, data, fin, ..
             } => {

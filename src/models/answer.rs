@@ -67,7 +67,7 @@ async fn mesh_piece(call: &mut Call) -> Result<Option<Piece>, Failure> {
     loop {
         return match call.next().await? {
             None => Ok(None),
-            Some(Item::Accept | Item::Waits) => continue,
+            Some(Item::Accept | Item::Waits(_)) => continue,
             Some(Item::Chunk { data, fin }) => {
                 check(fin.as_ref())?;
                 Ok(Some(Piece {

@@ -281,7 +281,7 @@ impl Outbound {
         let mut call = self.0.exchange.open(session, new)?;
         loop {
             match call.next().await? {
-                Some(Item::Accept | Item::Waits) => {}
+                Some(Item::Accept | Item::Waits(_)) => {}
                 Some(Item::Head {
                     status,
                     meta,

@@ -20,7 +20,7 @@ const HEAD_BYTES: usize = 5;
 #[must_use]
 pub fn encode(event: &Event) -> Option<Bytes> {
     let (kind, data) = match event {
-        Event::Started(_) | Event::Waits | Event::GoesOn | Event::End(_) => return None,
+        Event::Started(_) | Event::Waits(_) | Event::GoesOn | Event::End(_) => return None,
         Event::Alive => (ALIVE, &b""[..]),
         Event::Output(Stream::Out, data) => (STDOUT, &data[..]),
         Event::Output(Stream::Err, data) => (STDERR, &data[..]),

@@ -720,8 +720,8 @@ async fn tell(mut running: Running, mut reply: Reply, ending: &CancellationToken
                 let _ = reply.end(end(&finished)).await;
                 return;
             }
-            (Event::Waits, _) => {
-                if reply.waits().await.is_err() {
+            (Event::Waits(left), _) => {
+                if reply.waits(left).await.is_err() {
                     return;
                 }
                 continue;

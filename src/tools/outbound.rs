@@ -30,8 +30,9 @@ use crate::{
     wire::{
         code::{Code, Failure, Stage},
         limits::{
-            EXEC_KILL_AFTER, EXEC_TIMEOUT, HANDOFF_ATTEMPTS, TOOL_ACCEPT_TIMEOUT, TOOL_ARGS_BYTES,
-            TOOL_DEADLINE, TOOL_FILE_BYTES, TOOL_READ_DEADLINE, TOOL_READ_IDLE, TOOL_READ_RETRIES,
+            APPROVAL_WAIT, EXEC_KILL_AFTER, EXEC_TIMEOUT, HANDOFF_ATTEMPTS, TOOL_ACCEPT_TIMEOUT,
+            TOOL_ARGS_BYTES, TOOL_DEADLINE, TOOL_FILE_BYTES, TOOL_READ_DEADLINE, TOOL_READ_IDLE,
+            TOOL_READ_RETRIES,
         },
     },
 };
@@ -251,7 +252,7 @@ impl Following {
                 }
                 self.passed |= !matches!(
                     event,
-                    Event::Started(_) | Event::Alive | Event::Waits | Event::GoesOn
+                    Event::Started(_) | Event::Alive | Event::Waits(_) | Event::GoesOn
                 );
                 return Some(event);
             }
@@ -366,9 +367,11 @@ async fn there(
             let waited = std::mem::take(waits);
             return Ok(vec![if waited { Event::GoesOn } else { Event::Alive }]);
         }
-        Item::Waits => {
+        Item::Waits(left) => {
             *waits = true;
-            return Ok(vec![Event::Waits]);
+            // A node of an earlier version does not say.
+            let left = left.unwrap_or(APPROVAL_WAIT).min(APPROVAL_WAIT);
+            return Ok(vec![Event::Waits(left)]);
         }
         Item::Head { data, fin, .. } | Item::Chunk { data, fin } => (data, fin),
         Item::End(end) => (Bytes::new(), Some(end)),

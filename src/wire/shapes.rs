@@ -142,6 +142,9 @@ enum Inner {
         queue: Option<u64>,
         /// How far it has come.
         phase: Option<Phase>,
+        /// Milliseconds for which a person is asked at most.
+        #[schemars(range(max = MAX))]
+        left: Option<u64>,
     },
     /// Begin of an answer; perhaps all of it.
     Head {

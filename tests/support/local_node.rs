@@ -362,6 +362,7 @@ impl Node {
             catalog: catalog.clone(),
             budget: exchange.budget(),
             kept: Kept::default(),
+            tasks: tasks.clone(),
             metrics: vec![counters.clone()],
         };
         let api = LocalApi::new(Assembly {

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     control::answer::with_error,
@@ -23,7 +24,16 @@ use crate::{
 const LONG: [&str; 5] = ["stdout", "stderr", "content", "entries", "result"];
 
 /// The state of a request that waits for a person.
-pub(super) const WAITING: &str = "waiting";
+pub(super) const PENDING: &str = "approval_pending";
+
+/// What whoever asked is told meanwhile.
+pub(super) fn waiting(node: Option<&str>) -> String {
+    format!("waiting for approval on {}", named(node))
+}
+
+pub(super) fn named(node: Option<&str>) -> &str {
+    node.unwrap_or("the node")
+}
 
 /// How a request ended.
 #[derive(Debug)]
@@ -34,22 +44,46 @@ pub struct Done {
     pub failure: Option<Failure>,
 }
 
+/// What there is to tell of a request.
+#[derive(Debug)]
+pub enum Came {
+    /// A person is asked; as [`Requests::shown`] has it.
+    Waits(Value),
+    /// It has ended.
+    Done(Arc<Done>),
+}
+
+/// How far a request has come.
+#[derive(Debug, Clone)]
+enum Progress {
+    Runs,
+    /// A person is asked; how long at most, in seconds since 1970.
+    Waits(u64),
+    Done(Arc<Done>),
+}
+
+impl Progress {
+    const fn done(&self) -> Option<&Arc<Done>> {
+        match self {
+            Self::Done(done) => Some(done),
+            Self::Runs | Self::Waits(_) => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     tool: String,
     node: Option<String>,
-    /// A person is asked.
-    waits: bool,
     ended: Option<Instant>,
-    done: watch::Sender<Option<Arc<Done>>>,
+    progress: watch::Sender<Progress>,
+    cancel: CancellationToken,
 }
 
 impl Entry {
     fn bytes(&self) -> usize {
-        self.done
-            .borrow()
-            .as_ref()
-            .map_or(0, |done| done.text.len())
+        let progress = self.progress.borrow();
+        progress.done().map_or(0, |done| done.text.len())
     }
 }
 
@@ -74,23 +108,42 @@ impl Requests {
         let entry = Entry {
             tool: tool.to_owned(),
             node: None,
-            waits: false,
             ended: None,
-            done: watch::Sender::new(None),
+            progress: watch::Sender::new(Progress::Runs),
+            cancel: CancellationToken::new(),
         };
+        let cancel = entry.cancel.clone();
         table.insert(id, entry);
         Ok(Slot {
             requests: self.clone(),
             id,
+            cancel,
             over: false,
         })
     }
 
-    /// How a request ended, waiting until it has; none when it is not known any more.
-    pub async fn end_of(&self, id: RequestId) -> Option<Arc<Done>> {
-        let mut done = self.lock().get(&id)?.done.subscribe();
-        let done = done.wait_for(Option::is_some).await.ok()?;
-        done.clone()
+    /// What came of a request: waits until it has ended, or, unless `patient`, until a person is asked.
+    /// None when it is not known any more.
+    pub async fn come_to(&self, id: RequestId, patient: bool) -> Option<Came> {
+        let mut progress = self.lock().get(&id)?.progress.subscribe();
+        let enough = |progress: &Progress| match progress {
+            Progress::Runs => false,
+            Progress::Waits(_) => !patient,
+            Progress::Done(_) => true,
+        };
+        let came = progress.wait_for(enough).await.ok()?.clone();
+        match came.done() {
+            Some(done) => Some(Came::Done(done.clone())),
+            None => self.shown(&id).map(Came::Waits),
+        }
+    }
+
+    /// Ends a request that is under way; whether it is known.
+    #[must_use]
+    pub fn cancel(&self, id: &RequestId) -> bool {
+        let table = self.lock();
+        let entry = table.get(id);
+        entry.inspect(|entry| entry.cancel.cancel()).is_some()
     }
 
     /// Whether a repeat of `id` must not run: it is under way, or it had begun when it ended. What is
@@ -98,7 +151,8 @@ impl Requests {
     #[must_use]
     pub fn stands(&self, id: &RequestId) -> bool {
         let table = self.lock();
-        let done = table.get(id).and_then(|entry| entry.done.borrow().clone());
+        let progress = table.get(id).map(|entry| entry.progress.borrow().clone());
+        let done = progress.as_ref().and_then(Progress::done);
         done.is_none_or(|done| {
             let failure = done.failure.as_ref();
             failure.is_none_or(|failure| failure.stage == crate::wire::code::Stage::Started)
@@ -110,18 +164,22 @@ impl Requests {
     pub fn shown(&self, id: &RequestId) -> Option<Value> {
         let table = self.lock();
         let entry = table.get(id)?;
-        let done = entry.done.borrow().clone();
-        let told = done
-            .as_ref()
+        let progress = entry.progress.borrow().clone();
+        let told = progress
+            .done()
             .and_then(|done| serde_json::from_slice(&done.text).ok());
         let mut out: Map<String, Value> = told.unwrap_or_default();
         out.insert("id".into(), json!(id));
         out.insert("tool".into(), json!(entry.tool));
         out.entry("nodeId").or_insert_with(|| json!(entry.node));
-        let state = match done {
-            Some(_) => "done",
-            None if entry.waits => WAITING,
-            None => "running",
+        let state = match progress {
+            Progress::Done(_) => "done",
+            Progress::Runs => "running",
+            Progress::Waits(until) => {
+                out.insert("expiresAt".into(), json!(until));
+                out.insert("message".into(), json!(waiting(entry.node.as_deref())));
+                PENDING
+            }
         };
         out.insert("state".into(), json!(state));
         Some(Value::Object(out))
@@ -133,7 +191,7 @@ impl Requests {
             return;
         };
         entry.ended = Some(Instant::now());
-        entry.done.send_replace(Some(Arc::new(done)));
+        entry.progress.send_replace(Progress::Done(Arc::new(done)));
         while table.values().map(Entry::bytes).sum::<usize>() > TOOL_KEPT_BYTES
             && drop_oldest(&mut table)
         {}
@@ -158,6 +216,7 @@ fn drop_oldest(table: &mut HashMap<RequestId, Entry>) -> bool {
 pub struct Slot {
     requests: Requests,
     id: RequestId,
+    cancel: CancellationToken,
     over: bool,
 }
 
@@ -169,10 +228,24 @@ impl Slot {
         }
     }
 
-    /// A person there is asked, or has answered.
-    pub fn waits(&self, waits: bool) {
-        if let Some(entry) = self.requests.lock().get_mut(&self.id) {
-            entry.waits = waits;
+    /// Says when somebody wants it ended.
+    pub fn cancelled(&self) -> CancellationToken {
+        self.cancel.clone()
+    }
+
+    /// A person there is asked, until that second since 1970 at most.
+    pub fn waits(&self, until: u64) {
+        self.come_to(Progress::Waits(until));
+    }
+
+    /// That person has agreed.
+    pub fn goes_on(&self) {
+        self.come_to(Progress::Runs);
+    }
+
+    fn come_to(&self, progress: Progress) {
+        if let Some(entry) = self.requests.lock().get(&self.id) {
+            entry.progress.send_replace(progress);
         }
     }
 
@@ -244,16 +317,28 @@ mod tests {
             (&shown["state"], &shown["nodeId"]),
             (&json!("running"), &json!("office"))
         );
-        slot.waits(true);
-        assert_eq!(requests.shown(&id(1)).unwrap()["state"], WAITING);
-        slot.waits(false);
-        let waits = requests.end_of(id(1));
+        slot.waits(77);
+        let shown = requests.shown(&id(1)).unwrap();
+        assert_eq!(
+            (&shown["state"], &shown["expiresAt"], &shown["message"]),
+            (
+                &json!(PENDING),
+                &json!(77),
+                &json!("waiting for approval on office")
+            )
+        );
+        // Whoever has no patience hears of the wait, the other of the end alone.
+        assert!(
+            matches!(requests.come_to(id(1), false).await, Some(Came::Waits(told)) if told == shown)
+        );
+        slot.goes_on();
+        let waits = requests.come_to(id(1), true);
         let ends = async {
             tokio::task::yield_now().await;
             slot.end(told("hi"), None)
         };
         let (done, text) = tokio::join!(waits, ends);
-        assert_eq!(done.unwrap().text, text);
+        assert!(matches!(done, Some(Came::Done(done)) if done.text == text));
         let shown = requests.shown(&id(1)).unwrap();
         assert_eq!(
             (&shown["state"], &shown["stdout"]),
@@ -262,7 +347,7 @@ mod tests {
         tokio::time::advance(TOOL_MEMORY).await;
         drop(requests.begin(id(2), "exec").unwrap());
         assert!(requests.shown(&id(1)).is_none());
-        assert!(requests.end_of(id(1)).await.is_none());
+        assert!(requests.come_to(id(1), true).await.is_none() && !requests.cancel(&id(1)));
     }
 
     #[tokio::test]

@@ -82,6 +82,7 @@ struct Fields<'a> {
     retry_after_ms: Option<u64>,
     #[serde(borrow)]
     phase: Option<Cow<'a, str>>,
+    left: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -179,7 +180,11 @@ pub(in crate::exchange) fn decode(bytes: &[u8]) -> Result<Message, JsonError> {
         "accept" => {
             let fields: Fields<'_> = read(text)?;
             let waits = fields.phase.as_deref() == Some(Phase::ApprovalPending.as_str());
-            let lead = if waits { Lead::Waits } else { Lead::Accept };
+            let lead = if waits {
+                Lead::Waits(fields.left.map(Duration::from_millis))
+            } else {
+                Lead::Accept
+            };
             fields.down(Some(lead), None)
         }
         "head" => {

@@ -123,12 +123,20 @@ pub(in crate::exchange) fn request(
     writer.done()
 }
 
-pub(in crate::exchange) fn accept(rid: RequestId, seq: u64, phase: Option<Phase>) -> Bytes {
-    let writer = Writer::new("accept", SMALL).rid(rid).number("seq", seq);
-    match phase {
-        Some(phase) => writer.text("phase", phase.as_str()).done(),
-        None => writer.done(),
+pub(in crate::exchange) fn accept(
+    rid: RequestId,
+    seq: u64,
+    phase: Option<Phase>,
+    left_ms: Option<u64>,
+) -> Bytes {
+    let mut writer = Writer::new("accept", SMALL).rid(rid).number("seq", seq);
+    if let Some(phase) = phase {
+        writer = writer.text("phase", phase.as_str());
     }
+    if let Some(left) = left_ms {
+        writer = writer.number("left", left);
+    }
+    writer.done()
 }
 
 pub(in crate::exchange) fn head(

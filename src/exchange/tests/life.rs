@@ -218,8 +218,10 @@ async fn time_stands_still_while_a_person_is_asked() {
     let mut reply = incoming.reply;
     tokio::time::sleep(10 * SECOND).await;
     assert!(matches!(within(call.next()).await, Ok(Some(Item::Accept))));
-    reply.waits().await.unwrap();
-    assert!(matches!(within(call.next()).await, Ok(Some(Item::Waits))));
+    reply.waits(500 * SECOND).await.unwrap();
+    assert!(
+        matches!(within(call.next()).await, Ok(Some(Item::Waits(Some(left)))) if left == 500 * SECOND)
+    );
     tokio::time::sleep(500 * SECOND).await;
     reply.accept().await.unwrap();
     assert!(matches!(within(call.next()).await, Ok(Some(Item::Accept))));
@@ -250,7 +252,7 @@ async fn one_wait_for_a_person_has_an_end() {
         loop {
             for waits in [true, false] {
                 let said = if waits {
-                    reply.waits().await
+                    reply.waits(500 * SECOND).await
                 } else {
                     reply.accept().await
                 };

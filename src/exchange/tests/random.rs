@@ -92,7 +92,7 @@ async fn ask(mut call: Call, plan: Plan) -> usize {
                         Item::Head { data: more, .. } | Item::Chunk { data: more, .. } => {
                             data.extend_from_slice(&more);
                         }
-                        Item::Accept | Item::Waits | Item::End(_) => {}
+                        Item::Accept | Item::Waits(_) | Item::End(_) => {}
                     }
                 }
                 Ok(None) => break,

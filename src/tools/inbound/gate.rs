@@ -185,7 +185,7 @@ impl ToolService {
         } = parked;
         let id = waiting.id();
         // Whoever asked may have gone; then `stop` says so.
-        let _ = sender.send(Event::Waits).await;
+        let _ = sender.send(Event::Waits(waiting.left())).await;
         let outcome = tokio::select! {
             biased;
             () = stop.cancelled() => None,
