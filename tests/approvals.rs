@@ -78,7 +78,7 @@ impl World {
         change(&mut setup);
         let desk = setup.desk.clone();
         let office = Node::start(setup).await;
-        office.tokens.admit_operators([who.token_sha256]);
+        office.tokens.set_operators([who.token_sha256]);
         let home = Node::start(Setup::new("home")).await;
         let cable = join(&home, &office, 1.0);
         Self {
@@ -104,11 +104,7 @@ impl World {
     fn ask(&self, verb: &str, mut body: Value) -> JoinHandle<(u16, Value)> {
         body["node"] = json!("office");
         let request = request(&self.home, verb, &body);
-        tokio::spawn(followed(
-            request,
-            self.home.port,
-            self.home.launch.clone(),
-        ))
+        tokio::spawn(followed(request, self.home.port, self.home.launch.clone()))
     }
 
     /// The one request that waits at office.
@@ -396,7 +392,10 @@ async fn a_tool_that_runs_is_cancelled_by_its_id() {
     let body = json!({"node": "office", "command": "echo begun; exec cat /dev/zero > /dev/null"});
     let asking = request(&world.home, "exec", &body).header("accept", "text/event-stream");
     let mut stream = asking.send().await.unwrap();
-    let id = stream.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let id = stream.headers()["x-request-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
     let mut text = String::new();
     while !text.contains("begun") {
         let piece = timeout(PATIENCE, stream.chunk()).await.unwrap().unwrap();
@@ -414,7 +413,11 @@ async fn a_tool_that_runs_is_cancelled_by_its_id() {
     let ((status, shown), text) = timeout(PATIENCE, async { tokio::join!(answer(delete), rest) })
         .await
         .unwrap();
-    assert_eq!((status, &shown["outcome"]), (200, &json!("cancelled")), "{shown}");
+    assert_eq!(
+        (status, &shown["outcome"]),
+        (200, &json!("cancelled")),
+        "{shown}"
+    );
     assert!(text.contains("\"outcome\":\"cancelled\""), "{text}");
 }
 
@@ -487,7 +490,11 @@ async fn a_read_that_waited_has_its_usual_answer() {
     let (id, parked) = world.waiting().await;
     world.approve(&id, &parked).await;
     let (status, shown) = ended(asked).await;
-    assert_eq!((status, &shown["content"]), (200, &json!("text")), "{shown}");
+    assert_eq!(
+        (status, &shown["content"]),
+        (200, &json!("text")),
+        "{shown}"
+    );
 }
 
 /// `llmGuard`: what a model asks for on its own waits when it changes something, a person's does not.

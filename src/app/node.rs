@@ -29,7 +29,7 @@ use crate::{
     approvals::Desk,
     audit::Audit,
     budgets::{Budgets, inbound::Metered},
-    config::{Config, ConfigError, render},
+    config::{ApprovalConfig, Config, ConfigError, render},
     control::{Control, Kept, status::Facts},
     crypto::stretch::MeshKeys,
     drain::Tasks,
@@ -115,6 +115,7 @@ pub(super) struct Node {
     events: Events,
     tools: ToolService,
     desk: Desk,
+    tokens: TokenStore,
     api: LocalApi,
     lent: LentModels,
     keys: Option<ShimKeys>,
@@ -242,7 +243,6 @@ impl Node {
             config.approvals.wait,
             events.clone(),
         );
-        let desk_keys = desk.operators();
         let view = Arc::new(OnceLock::new());
         let tool_service = ToolService::new(tools_inbound::Parts {
             node: config.node_id.clone(),
@@ -347,8 +347,7 @@ impl Node {
             audit: asking,
         });
         let (tokens, launch) = TokenStore::start(&state)?;
-        let operators = config.approvals.operators.iter();
-        tokens.admit_operators(operators.map(|operator| operator.token_sha256));
+        tokens.set_operators(digests(&config.approvals));
         let counters = Arc::new(Counters::default());
         let warnings = watch::Sender::new(config.warnings.clone());
         let api = LocalApi::new(Assembly {
@@ -383,7 +382,7 @@ impl Node {
                     view: mesh.view(),
                     trust,
                 },
-                tokens,
+                tokens: tokens.clone(),
                 catalog: catalog.clone(),
                 kept: Kept::default(),
                 tasks: tasks.clone(),
@@ -440,9 +439,7 @@ impl Node {
             listen_port,
             "node is ready"
         );
-        for key in desk_keys {
-            tracing::info!(%key, "this operator key may approve");
-        }
+        name_operators(&desk);
         for warning in &config.warnings {
             tracing::warn!(warning, "configuration");
         }
@@ -456,6 +453,7 @@ impl Node {
             events,
             tools: tool_service,
             desk,
+            tokens,
             api,
             lent,
             keys: shim_keys,
@@ -482,13 +480,21 @@ impl Node {
         self.bridge.clone()
     }
 
-    /// Puts the secrets and the tool policy of a configuration that was read again in force. One that
+    /// Puts the secrets, the operators and the tool policy of a configuration that was read again in force. One that
     /// cannot be read leaves everything as it is, and the operator is told.
     pub(super) fn reload(&self, read: Result<Config, ConfigError>) {
         let warnings = match read {
             Ok(config) => {
                 self.tools.set_config(&config.tools);
                 self.budgets.set_per_peer(config.limits.per_peer);
+                let before = self.desk.operators();
+                self.desk
+                    .set(&config.approvals.operators, config.approvals.wait);
+                self.tokens.set_operators(digests(&config.approvals));
+                if self.desk.operators() != before {
+                    tracing::warn!("other operator keys may approve from now on");
+                    name_operators(&self.desk);
+                }
                 // Before anything could name them.
                 learn_secrets(&self.redactor, &config, &Providers::new());
                 let (mesh, keys) = &self.secrets;
@@ -498,7 +504,7 @@ impl Node {
                 tracing::info!(
                     secrets_changed = changed,
                     accepted,
-                    "secrets, tool policy and `limits.perPeer` were read again; other settings take effect at the next start"
+                    "secrets, tool policy, `approvals` and `limits.perPeer` were read again; other settings take effect at the next start"
                 );
                 config.warnings
             }
@@ -554,6 +560,19 @@ impl Node {
         let mut all = self.config_warnings.clone();
         all.extend(present.iter().cloned());
         self.warnings.send_replace(all);
+    }
+}
+
+/// Who sees what waits for a person, by the digests of their tokens.
+fn digests(approvals: &ApprovalConfig) -> impl Iterator<Item = [u8; 32]> {
+    let operators = approvals.operators.iter();
+    operators.map(|operator| operator.token_sha256)
+}
+
+/// Whose word counts is not to be changed unseen.
+fn name_operators(desk: &Desk) {
+    for key in desk.operators() {
+        tracing::info!(%key, "this operator key may approve");
     }
 }
 

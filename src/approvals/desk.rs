@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -38,14 +38,30 @@ pub struct Operator {
 pub struct Desk(Arc<Inner>);
 
 struct Inner {
-    operators: Vec<PublicKey>,
-    wait: Duration,
+    /// Replaced by a configuration that is read again. Never held across an await.
+    settings: RwLock<Settings>,
     /// Never held across an await.
     table: Mutex<Table>,
     /// How many wait.
     count: watch::Sender<usize>,
     /// Hears of each request once when it begins to wait, and once when it does no more.
     events: Events,
+}
+
+/// What the configuration says.
+#[derive(Clone, PartialEq, Eq)]
+struct Settings {
+    operators: Vec<PublicKey>,
+    wait: Duration,
+}
+
+impl Settings {
+    fn new(operators: &[Operator], wait: Duration) -> Self {
+        Self {
+            operators: operators.iter().map(|operator| operator.key).collect(),
+            wait: wait.min(APPROVAL_WAIT),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -67,8 +83,7 @@ impl Desk {
     #[must_use]
     pub fn new(operators: &[Operator], wait: Duration, events: Events) -> Self {
         Self(Arc::new(Inner {
-            operators: operators.iter().map(|operator| operator.key).collect(),
-            wait: wait.min(APPROVAL_WAIT),
+            settings: RwLock::new(Settings::new(operators, wait)),
             table: Mutex::default(),
             count: watch::Sender::new(0),
             events,
@@ -81,16 +96,25 @@ impl Desk {
         Self::new(&[], APPROVAL_WAIT, Events::default())
     }
 
+    /// From now on these operators decide, what waits already included; who is not among them decides
+    /// nothing any more. A new `wait` is for requests to come.
+    pub fn set(&self, operators: &[Operator], wait: Duration) {
+        let settings = Settings::new(operators, wait);
+        let held = self.0.settings.write();
+        *held.unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
     /// Whether anybody can approve at all.
     #[must_use]
     pub fn manned(&self) -> bool {
-        !self.0.operators.is_empty()
+        !self.settings().operators.is_empty()
     }
 
     /// Names of the keys that count here.
     #[must_use]
     pub fn operators(&self) -> Vec<KeyId> {
-        self.0.operators.iter().map(PublicKey::id).collect()
+        let settings = self.settings();
+        settings.operators.iter().map(PublicKey::id).collect()
     }
 
     /// How many requests wait, as it changes.
@@ -105,8 +129,9 @@ impl Desk {
     /// [`Full`].
     pub fn ask(&self, mut request: Request) -> Result<Waiting, Full> {
         let now = unix_ms();
+        let wait = self.settings().wait;
         request.asked = now;
-        request.exp = now + u64::try_from(self.0.wait.as_millis()).unwrap_or(u64::MAX / 2);
+        request.exp = now + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX / 2);
         let about = About::of(&request);
         let challenge = hex(&random_bytes::<3>());
         let (tell, told) = oneshot::channel();
@@ -126,6 +151,7 @@ impl Desk {
             id,
             told,
             about,
+            wait,
             outcome: None,
         })
     }
@@ -158,11 +184,10 @@ impl Desk {
         signature: &[u8; 64],
         typed: &str,
     ) -> Result<KeyId, Refused> {
+        let operators = self.settings().operators;
         let mut table = self.table();
-        let operators = &self.0.operators;
-        let by = table
-            .book
-            .approve(id, signature, typed, operators, unix_ms())?;
+        let book = &mut table.book;
+        let by = book.approve(id, signature, typed, &operators, unix_ms())?;
         self.tell(&mut table, id, Decision::Approved(by));
         Ok(by)
     }
@@ -195,6 +220,11 @@ impl Desk {
 
     fn counted(&self, table: &Table) {
         self.0.count.send_replace(table.waiters.len());
+    }
+
+    fn settings(&self) -> Settings {
+        let settings = self.0.settings.read();
+        settings.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -245,6 +275,7 @@ pub struct Waiting {
     id: ApprovalId,
     told: oneshot::Receiver<Decision>,
     about: About,
+    wait: Duration,
     /// None until the wait has ended by itself.
     outcome: Option<Outcome>,
 }
@@ -296,7 +327,7 @@ impl Waiting {
     }
 
     async fn outcome(&mut self) -> Outcome {
-        match timeout(self.desk.0.wait, &mut self.told).await {
+        match timeout(self.wait, &mut self.told).await {
             Ok(Ok(Decision::Approved(_))) => {
                 let taken = self.desk.table().book.take(self.id, unix_ms());
                 taken.map_or(Outcome::Expired, Outcome::Approved)

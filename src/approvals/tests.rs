@@ -235,6 +235,36 @@ async fn whoever_waits_is_told_once() {
     }
 }
 
+/// An operator that was removed decides nothing of what waits already; a new one does.
+#[tokio::test(start_paused = true)]
+async fn operators_change_while_a_request_waits() {
+    let [old, new] = [Identity::generate(), Identity::generate()];
+    let operators = |who: &Identity| {
+        [Operator {
+            key: who.public(),
+            token_sha256: [0; 32],
+        }]
+    };
+    let wait = Duration::from_secs(60);
+    let desk = Desk::new(&operators(&old), wait, Events::default());
+    let waiting = desk.ask(request(1)).unwrap();
+    let id = waiting.id();
+    let parked = desk.find(id).unwrap().0;
+    desk.set(&operators(&new), Duration::from_secs(5));
+    assert_eq!(
+        desk.approve(id, &parked.sign(&old), ""),
+        Err(Refused::Signature)
+    );
+    let by = new.public().id();
+    assert_eq!(desk.approve(id, &parked.sign(&new), ""), Ok(by));
+    assert_eq!(waiting.decided().await, Outcome::Approved(by));
+    // What began to wait before keeps its time; what comes later has the new one.
+    let waiting = desk.ask(request(1)).unwrap();
+    assert!(waiting.left() <= Duration::from_secs(5));
+    desk.set(&[], wait);
+    assert!(!desk.manned());
+}
+
 #[test]
 fn a_key_opens_with_its_passphrase_alone() {
     let folder = tempfile::tempdir().unwrap();

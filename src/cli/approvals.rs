@@ -98,7 +98,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
     match &args.verb {
         Verb::Enroll { .. } => {}
         Verb::List => {
-            let list = block_on(client.get("/api/v1/approvals"))?;
+            let list = block_on(client.get("/api/v1/approvals")).map_err(unknown)?;
             if context.common.json {
                 output::json(&list)?;
             } else {
@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
             }
         }
         Verb::Show { id } => {
-            let shown = block_on(client.get(&path(id)?))?;
+            let shown = block_on(client.get(&path(id)?)).map_err(unknown)?;
             if context.common.json {
                 output::json(&shown)?;
             } else {
@@ -115,7 +115,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         }
         Verb::Approve { id } => {
             let path = path(id)?;
-            let asked = Asked::read(&block_on(client.get(&path))?)?;
+            let asked = Asked::read(&block_on(client.get(&path)).map_err(unknown)?)?;
             output::note(asked.text().trim_end());
             let mut said = json!({"decision": "approve"});
             if asked.request.level >= CONSOLE_LEVEL {
@@ -131,7 +131,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         }
         Verb::Deny { id } => {
             let said = json!({"decision": "deny"});
-            let answer = block_on(client.call(Method::POST, &path(id)?, Some(&said)))?;
+            let answer = block_on(client.call(Method::POST, &path(id)?, Some(&said)));
+            let answer = answer.map_err(unknown)?;
             told(&answer, &format!("{id} is denied"), context)?;
         }
     }
@@ -227,10 +228,8 @@ fn enroll(
     match (&target, &settings) {
         (Some(path), Some(settings)) => {
             setup::write_private(path, &setup::pretty(settings))?;
-            output::note(&format!(
-                "Wrote its public half into {}. Start the node again to let it count.",
-                path.display()
-            ));
+            output::note(&format!("Wrote its public half into {}.", path.display()));
+            output::note(&next_step(context));
             if context.common.json {
                 output::json(&json!({"key": file, "config": path, "operator": entry}))?;
             }
@@ -238,11 +237,35 @@ fn enroll(
         _ => {
             output::json(&snippet)?;
             output::note(
-                "Put this into the node's configuration (under OpenClaw: `plugins.entries.clawmatrix.config`), and start the node again.",
+                "Put this into the node's configuration: under OpenClaw into `plugins.entries.clawmatrix.config`, which starts the node anew by itself.",
             );
+            output::note(&next_step(context));
         }
     }
     Ok(0)
+}
+
+/// What makes a new operator count.
+fn next_step(context: &Context) -> String {
+    let nodes = locate::live(&context.common);
+    match nodes.as_slice() {
+        [node] => format!(
+            "It counts once the node reads its configuration again: `kill -HUP {}`. Then `clawmatrix approvals list` shows what waits.",
+            node.endpoint.pid
+        ),
+        _ => "It counts from the next start of the node on, or once SIGHUP makes it read its configuration again. Then `clawmatrix approvals list` shows what waits.".to_owned(),
+    }
+}
+
+/// An operator the node does not know has another way out than a program with a wrong token.
+fn unknown(error: CliError) -> CliError {
+    if !error.message().ends_with("(invalid_api_key)") {
+        return error;
+    }
+    CliError::failed(
+        "the node does not know this operator key",
+        "its configuration must list it in `approvals.operators`; a node without OpenClaw reads that again by SIGHUP",
+    )
 }
 
 fn read_settings(path: &Path) -> Result<Value, CliError> {

@@ -255,8 +255,9 @@ impl TokenStore {
         Ok((store, guard))
     }
 
-    /// Lets the tokens with these digests see what waits for a person; the configuration names them.
-    pub fn admit_operators(&self, digests: impl IntoIterator<Item = [u8; 32]>) {
+    /// Lets the tokens with these digests, and no others, see what waits for a person; the
+    /// configuration names them.
+    pub fn set_operators(&self, digests: impl IntoIterator<Item = [u8; 32]>) {
         let created = now();
         let new = digests.into_iter().map(|digest| Entry {
             kind: TokenKind::Operator,
@@ -266,7 +267,9 @@ impl TokenStore {
             created,
             in_flight: Arc::default(),
         });
-        self.write_entries().extend(new);
+        let mut entries = self.write_entries();
+        entries.retain(|entry| entry.kind != TokenKind::Operator);
+        entries.extend(new);
     }
 
     /// The named tokens alone, for a command that works beside no running node.

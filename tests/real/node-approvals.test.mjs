@@ -58,6 +58,7 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
     const settings = JSON.parse(readFileSync(office.configFile, 'utf8'));
     assert.equal(settings.approvals.operators.length, 1);
     assert.equal(settings.nodeId, 'office-01', 'the rest is kept');
+    assert.match(done.stdout, /counts from the next start of the node on, or once SIGHUP/);
     assert.equal((await typed(enroll)).code, 1, 'a key that is there is not replaced');
     const inside = await typed(`${enroll} --key ${join(office.stateDir, 'operator.key')}`);
     assert.equal(inside.code, 2, inside.output);
@@ -152,5 +153,30 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
     assert.equal((await office.fetch('/api/v1/approvals', { headers: { authorization: 'Bearer demo' } })).status, 403);
     assert.match((await typed('clawmatrix approvals list')).stdout, /nothing waits/);
     assert.ok(!existsSync(join(lent, 'made')));
+  });
+
+  test('an_operator_that_is_removed_decides_nothing_more_at_once', async () => {
+    await home.peer('office-01', 30_000);
+    const asking = start('exec', 'office-01', '--', 'touch', join(lent, 'taken-back'));
+    const id = await waiting();
+    const settings = JSON.parse(readFileSync(office.configFile, 'utf8'));
+    const { operators } = settings.approvals;
+    const reload = async (list, seen) => {
+      writeFileSync(office.configFile, JSON.stringify({ ...settings, approvals: { operators: list } }), { mode: 0o600 });
+      process.kill(office.endpoint.pid, 'SIGHUP');
+      await until('the new operators', 10_000, async () => seen.test((await typed('clawmatrix approvals list')).stdout));
+    };
+    await reload([], /the node does not know this operator key/);
+    for (const command of [`show ${id}`, `approve ${id}`, `deny ${id}`]) {
+      const refused = await typed(`clawmatrix approvals ${command}`);
+      assert.equal(refused.code, 1, refused.output);
+      assert.match(refused.stdout, /the node does not know this operator key[\s\S]*SIGHUP/);
+    }
+    assert.ok(asking.running);
+    await reload(operators, /home-01 wants/);
+    assert.equal((await typed(`clawmatrix approvals approve ${id}`, ['Passphrase', PASSPHRASE])).code, 0);
+    await asking.ended;
+    assert.equal(asking.code, 0, asking.output);
+    assert.match(office.child.output, /other operator keys may approve/);
   });
 });

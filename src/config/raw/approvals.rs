@@ -10,7 +10,7 @@ use super::List;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Approvals {
     /// Keys of the people who may approve, as `clawmatrix approvals enroll` prints them. Empty: what
-    /// needs a person is refused. Read at the start.
+    /// needs a person is refused.
     #[schemars(title = "Operators", extend("default" = []))]
     pub operators: Option<List<Operator>>,
     /// Longest wait for a person, in seconds; then the request is refused.

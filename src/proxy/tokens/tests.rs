@@ -164,7 +164,7 @@ fn approve_is_given_by_the_configuration_alone() {
     let (next, _guard) = TokenStore::start(&dir).unwrap();
     let grant = next.check(token.reveal()).unwrap();
     assert!(grant.allows(Scope::Read) && !grant.allows(Scope::Approve));
-    next.admit_operators([Sha256::digest(b"operator's").into()]);
+    next.set_operators([Sha256::digest(b"operator's").into()]);
     let grant = next.check("operator's").unwrap();
     assert_eq!(grant.kind, TokenKind::Operator);
     for scope in Scope::LAUNCH {
@@ -175,4 +175,7 @@ fn approve_is_given_by_the_configuration_alone() {
     assert_eq!(next.list().len(), 1);
     next.revoke("agent").unwrap();
     assert!(!text(&dir, TOKENS).contains("operator"));
+    // Another configuration: its token stops at once.
+    next.set_operators([Sha256::digest(b"another's").into()]);
+    assert!(next.check("operator's").is_none() && next.check("another's").is_some());
 }
