@@ -27,6 +27,7 @@ use clawmatrix::{
     },
     mesh::view::Reach,
     state::StateDir,
+    trust::Level,
     wire::code::{Code, Failure},
 };
 use local_node::{Cable, Node, Setup, agent, join};
@@ -418,6 +419,8 @@ async fn a_second_node_is_asked_only_when_the_first_never_began() {
         join(&home, &first, 2.0),
         join(&home, &second, 3.0),
     ];
+    // Only heard of: the session that the handoff opens pins it (protocol 7.4).
+    home.see_at(&second, Reach::Direct, 3.0, Level::Seen);
     let task = handoff(&home, json!({"target": "main", "task": "a"}));
     let mut run = at_first.next().await;
     run.begin();

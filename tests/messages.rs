@@ -27,6 +27,7 @@ use clawmatrix::{
     ids::RequestId,
     mesh::{session::Class, view::Reach},
     messages::{Courier, Note},
+    trust::Level,
     wire::code::{Code, Failure},
 };
 use local_node::{Node, Setup, join};
@@ -132,6 +133,22 @@ async fn a_message_arrives_marked_with_its_verified_sender() {
         true
     );
     assert!(mail.next().await.text.contains("note to self"));
+}
+
+/// Protocol 7.4, for messages: the session that is opened pins the node.
+#[tokio::test]
+async fn a_node_only_heard_of_gets_messages() {
+    let (office, mut mail) = office(|_| {}).await;
+    let home = Node::start(Setup::new("home")).await;
+    let _cable = join(&home, &office, 1.0);
+    home.see_at(&office, Reach::Direct, 1.0, Level::Seen);
+    let body = json!({"target": "main", "message": "lunch?"});
+    let answer = send(&home, body).await;
+    assert_eq!(
+        answer,
+        (200, json!({"delivered": true, "nodeId": "office"}))
+    );
+    assert!(mail.next().await.text.contains("\nlunch?\n"));
 }
 
 #[tokio::test]

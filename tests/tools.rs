@@ -23,8 +23,10 @@ use clawmatrix::{
     crypto::identity::Identity,
     drain::Tasks,
     exchange::{Chain, SESSION_HEADER},
+    mesh::view::Reach,
     state::StateDir,
     tools::{Invoking, ToolRunner},
+    trust::Level,
     wire::code::{Code, Failure},
 };
 use local_node::{Cable, Node, Setup, join};
@@ -172,6 +174,10 @@ async fn a_command_runs_there_and_its_end_is_told() {
     }
     assert!(body["durationMs"].is_u64());
     let here = world.temp.path().canonicalize().unwrap();
+    // Only heard of: the session that the command opens pins it (protocol 7.4).
+    world
+        .home
+        .see_at(&world.office, Reach::Direct, 1.0, Level::Seen);
     let (_, body) = world
         .ask("exec", json!({"node": "any", "argv": ["pwd"]}))
         .await;

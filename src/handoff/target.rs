@@ -76,8 +76,8 @@ impl Search<'_> {
         Ok(found)
     }
 
-    /// The nodes `choose` finds an agent on, the best first: reachable, confirmed by the operator, few
-    /// hops, near.
+    /// The nodes `choose` finds an agent on, the best first: reachable, trusted, few hops,
+    /// near.
     fn pick(&self, choose: impl Fn(&NodeView) -> Option<Option<String>>) -> Vec<Candidate> {
         let mut found: Vec<(&NodeView, Option<String>)> = self
             .view
@@ -85,14 +85,14 @@ impl Search<'_> {
             .values()
             .filter(|node| node.node != *self.us)
             .filter(|node| self.away || node.reach != Reach::Unreachable)
-            .filter(|node| node.level.is_none_or(|level| level >= self.min_trust))
+            .filter(|node| node.may_be_trusted(self.min_trust))
             .filter_map(|node| choose(node).map(|agent| (node, agent)))
             .collect();
         found.sort_by(|(a, _), (b, _)| {
             let key = |node: &NodeView| {
                 let away = node.reach == Reach::Unreachable;
                 let hops = node.reach != Reach::Direct;
-                (away, node.level < Some(Level::Trusted), hops)
+                (away, node.trust_rank(), hops)
             };
             let latency = |node: &NodeView| node.latency_ms.unwrap_or(f64::MAX);
             key(a).cmp(&key(b)).then(latency(a).total_cmp(&latency(b)))
@@ -255,21 +255,21 @@ mod tests {
             ("far/coder", &["far/coder"][..]),
             ("home/main", &["home/main"]),
             ("gone/lost", &["gone/lost"]),
-            ("main", &["near/main", "far/main"]),
+            ("main", &["near/main", "far/main", "seen/main"]),
             // An agent of that name comes before the node of that name.
             ("coder", &["far/coder"]),
             ("near", &["near/"]),
             ("home", &["home/"]),
             ("tags:gpu", &["far/coder"]),
-            ("tags:work", &["near/"]),
-            ("any", &["coder/", "near/", "far/"]),
+            ("tags:work", &["near/", "seen/"]),
+            ("any", &["coder/", "near/", "far/", "seen/"]),
         ] {
             assert_eq!(find(&view, false, target).unwrap(), expected, "{target}");
         }
         assert_eq!(find(&view, true, "lost").unwrap(), ["gone/lost"]);
         assert_eq!(
             find(&view, true, "main").unwrap(),
-            ["near/main", "far/main", "gone/main"]
+            ["near/main", "far/main", "seen/main", "gone/main"]
         );
     }
 

@@ -108,6 +108,28 @@ pub struct NodeView {
     pub problem: Option<String>,
 }
 
+impl NodeView {
+    /// Whether a session to it may turn out to be one with a node trusted at `least`. A name known
+    /// by record only, or never met, is pinned by the handshake (protocol 7.4), if the rules of trust
+    /// let it; the session's own level is what counts then.
+    #[must_use]
+    pub fn may_be_trusted(&self, least: Level) -> bool {
+        self.level
+            .is_none_or(|level| level.max(Level::Pinned) >= least)
+    }
+
+    /// Its place among several that would do, by trust: what the operator confirmed comes first, what
+    /// nobody here has met comes last.
+    #[must_use]
+    pub fn trust_rank(&self) -> u8 {
+        match self.level {
+            Some(Level::Trusted) => 0,
+            Some(Level::Pinned) => 1,
+            Some(Level::Seen) | None => 2,
+        }
+    }
+}
+
 /// Every other node, by name. Shared by `watch`; readers never see a half-made change.
 #[derive(Debug, Clone, Default)]
 pub struct View {

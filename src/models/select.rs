@@ -100,7 +100,9 @@ impl Us {
                 .any(|entry| entry.node_id.as_ref() == Some(node))
     }
 
-    /// The candidates for `model`, best first: local, then trusted, then direct, then lowest latency.
+    /// The candidates for `model`, best first: local, then trusted, pinned, only heard of;
+    /// among these direct, then lowest latency. A node only heard of is pinned by the session that the
+    /// request opens, and judged by it once more.
     ///
     /// # Errors
     /// `node_not_found`, `model_not_found`, `no_route` and `forbidden`, all `not_started`.
@@ -146,7 +148,7 @@ impl Us {
                 },
             ));
         };
-        if known.is_some_and(|known| !self.trusts(known)) {
+        if known.is_some_and(|known| !known.may_be_trusted(self.min_trust)) {
             return Err(Failure::not_started(
                 Code::Forbidden,
                 format!("node `{node}` is trusted less than `outbound.minTrust` asks for"),
@@ -160,16 +162,15 @@ impl Us {
     fn any(&self, model: &str, lent_here: bool, view: &View) -> Result<Vec<Candidate>, Failure> {
         let lends = |node: &&NodeView| {
             let offers = &node.descriptor.models;
-            node.node != self.node && self.trusts(node) && offers.iter().any(|m| m.id == model)
+            node.node != self.node
+                && node.may_be_trusted(self.min_trust)
+                && offers.iter().any(|m| m.id == model)
         };
         let mut lenders: Vec<_> = view.nodes.values().filter(lends).collect();
         let away = lenders.len();
         lenders.retain(|node| node.reach != Reach::Unreachable);
         lenders.sort_by(|a, b| {
-            let rank = |node: &NodeView| {
-                let trusted = node.level >= Some(Level::Trusted);
-                (!trusted, Path::of(node.reach))
-            };
+            let rank = |node: &NodeView| (node.trust_rank(), Path::of(node.reach));
             let latency = |node: &NodeView| node.latency_ms.unwrap_or(f64::MAX);
             rank(a)
                 .cmp(&rank(b))
@@ -202,11 +203,6 @@ impl Us {
             node: self.node.clone(),
             path: Path::Local,
         }
-    }
-
-    fn trusts(&self, node: &NodeView) -> bool {
-        // A node we have never met has no key yet; the session opened to it is checked again.
-        node.level.is_none_or(|level| level >= self.min_trust)
     }
 }
 
@@ -315,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn candidates_come_local_then_trusted_then_direct_then_near() {
+    fn candidates_come_local_then_by_trust_then_direct_then_near() {
         let view = view(vec![
             node("a", Reach::Relay, Level::Pinned, 1.0, &["m"]),
             node("b", Reach::Direct, Level::Pinned, 9.0, &["m"]),
@@ -327,15 +323,30 @@ mod tests {
         ]);
         assert_eq!(
             names(us(vec![]).select(&Target::Any, "m", true, &view)),
-            ["home local", "d relay", "c direct", "b direct", "a relay"]
+            [
+                "home local",
+                "d relay",
+                "c direct",
+                "b direct",
+                "a relay",
+                "f direct"
+            ]
+        );
+        let mut strict = us(vec![]);
+        strict.min_trust = Level::Trusted;
+        assert_eq!(
+            names(strict.select(&Target::Any, "m", false, &view)),
+            ["d relay"],
+            "no session makes a node trusted"
         );
     }
 
     #[test]
     fn each_dead_end_has_its_own_code() {
-        let us = us(vec![proxy_model("promised", None)]);
+        let mut us = us(vec![proxy_model("promised", None)]);
+        us.min_trust = Level::Trusted;
         let view = view(vec![
-            node("away", Reach::Unreachable, Level::Pinned, 1.0, &["m"]),
+            node("away", Reach::Unreachable, Level::Trusted, 1.0, &["m"]),
             node("low", Reach::Direct, Level::Seen, 1.0, &["n"]),
         ]);
         let code = |target: &str, model: &str| {

@@ -33,20 +33,15 @@ pub fn find(us: &NodeId, view: &View, least: Level, wanted: &str) -> Result<Vec<
         .nodes
         .values()
         .filter(|node| node.node != *us && node.reach != Reach::Unreachable)
-        .filter(|node| node.level.is_none_or(|level| level >= least))
+        .filter(|node| node.may_be_trusted(least))
         .filter(fits)
         .collect();
     if found.is_empty() {
         return Err(nobody(us, view, wanted));
     }
     found.sort_by(|a, b| {
-        // Confirmed, few hops, near.
-        let key = |node: &NodeView| {
-            (
-                node.level < Some(Level::Trusted),
-                node.reach != Reach::Direct,
-            )
-        };
+        // Trust, few hops, near.
+        let key = |node: &NodeView| (node.trust_rank(), node.reach != Reach::Direct);
         let latency = |node: &NodeView| node.latency_ms.unwrap_or(f64::MAX);
         key(a).cmp(&key(b)).then(latency(a).total_cmp(&latency(b)))
     });
@@ -142,10 +137,17 @@ mod tests {
         let all = |wanted: &str| names(wanted).map_err(|f: Failure| f.message);
         assert_eq!(all("gone"), Ok(vec!["gone".into()]));
         assert_eq!(all("home"), Ok(vec!["home".into()]));
-        let gpu = vec!["known".to_owned(), "near".into(), "far".into()];
+        let gpu = vec![
+            "known".to_owned(),
+            "near".into(),
+            "far".into(),
+            "seen".into(),
+        ];
         assert_eq!(all("tags:gpu"), Ok(gpu.clone()));
         assert_eq!(all("any"), Ok(gpu));
         assert_eq!(all("tags:work"), Ok(vec!["near".into()]));
+        let trusted = find(&us, &view(), Level::Trusted, "any").unwrap();
+        assert_eq!(trusted, ["known".parse().unwrap()]);
         for nobody in ["tags:old", "tags:", "nowhere", "x\u{202e}y"] {
             let failure = find(&us, &view(), Level::Pinned, nobody).unwrap_err();
             assert_eq!(failure.code, Code::NodeNotFound);

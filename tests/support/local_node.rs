@@ -461,10 +461,15 @@ impl Node {
 
     /// Shows `other` in this node's view.
     pub fn see(&self, other: &Node, reach: Reach, latency_ms: f64) {
+        self.see_at(other, reach, latency_ms, Level::Pinned);
+    }
+
+    /// As [`Node::see`], trusted that far.
+    pub fn see_at(&self, other: &Node, reach: Reach, latency_ms: f64, level: Level) {
         let seen = NodeView {
             node: other.name.clone(),
             key_id: Some(other.key.id()),
-            level: Some(Level::Pinned),
+            level: Some(level),
             reach,
             reachable_via: None,
             latency_ms: Some(latency_ms),

@@ -1,6 +1,8 @@
 //! A bare model id goes to the best node, and to the next one while nothing was delivered.
 
 use super::*;
+use clawmatrix::{mesh::view::Reach, trust::Level};
+
 use crate::provider::Then;
 
 struct Two {
@@ -66,6 +68,26 @@ async fn the_nearest_answers_when_it_can() {
         [ROLE, WORD, b"data: [DONE]\n\n"].concat()
     );
     assert!(two.far.requests().is_empty());
+}
+
+/// Protocol 7.4: the session that the request opens pins a node that was only heard of.
+#[tokio::test]
+async fn a_node_only_heard_of_answers_when_it_must() {
+    let two = two(vec![good(), good()], vec![good()]).await;
+    let (office, ..) = &two._others;
+    two.home.see_at(office, Reach::Direct, 1.0, Level::Seen);
+    let route = |response: reqwest::Response| {
+        let route = response.headers()["x-clawmatrix-route"].to_str().unwrap();
+        (response.status().as_u16(), route.to_owned())
+    };
+    let first = route(two.ask().await);
+    assert_eq!(first, (200, "node=lab; path=direct; attempts=1".into()));
+    let body = "{\"model\":\"office/m\",\"stream\":true}";
+    let named = route(post(&two.home, "/v1/chat/completions", body).await);
+    assert_eq!(named, (200, "node=office; path=direct; attempts=1".into()));
+    two.home.lose(&two._others.1.name);
+    let alone = route(two.ask().await);
+    assert_eq!(alone, (200, "node=office; path=direct; attempts=1".into()));
 }
 
 /// T80.
