@@ -24,11 +24,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use self::{outbox::Outbox, own::Own};
+use self::{outbox::Outbox, own::Own, reconcile::Hashes};
 use super::{
     bucket::Bucket,
     linkstate::{LinkState, Load},
-    membership::{Introducer, Membership, Outcome},
+    membership::{Introducer, Membership, Outcome, Revision},
     rotation,
     signed::{self, Item, RecordError, RecordKind, Signed, Version},
     view::Descriptor,
@@ -105,6 +105,17 @@ pub struct Gossip {
     expire_at: Instant,
     /// Spreads the neighbours' comparisons over time.
     jitter: u64,
+    /// The hashes without and with link states.
+    hashes: [Option<Hashed>; 2],
+}
+
+/// Hashes of all we know, kept until it changes: a node with a thousand links compares what it knows
+/// dozens of times a second, and mostly nothing has happened.
+#[derive(Debug)]
+struct Hashed {
+    members: Revision,
+    own: Vec<(Item, Version)>,
+    hashes: Hashes,
 }
 
 impl Gossip {
@@ -131,6 +142,7 @@ impl Gossip {
             peers: BTreeMap::new(),
             expire_at: now + EXPIRE_EVERY,
             jitter: seed | 1,
+            hashes: [None, None],
         }
     }
 
@@ -168,7 +180,7 @@ impl Gossip {
             peer.outbox.put(item);
         }
         if peer.about.dialed {
-            let digest = reconcile::digest(&self.all_items(true));
+            let digest = reconcile::digest(self.hashes(true));
             peer.said.push(Out::Digest(true, digest));
         }
         self.peers.insert(link, peer);
@@ -347,12 +359,15 @@ impl Gossip {
         match message {
             Comparison::Digest(links, theirs) => {
                 let theirs = reconcile::read_digest(theirs).ok_or("malformed digest")?;
+                let differs = reconcile::differing(self.hashes(links), &theirs);
+                if differs == 0 {
+                    return Ok(());
+                }
                 let items = self.all_items(links);
                 let Some(peer) = self.peers.get_mut(&link) else {
                     return Ok(());
                 };
-                let differs = reconcile::differing(&items, &theirs);
-                if differs != 0 && !limited(peer) {
+                if !limited(peer) {
                     let vectors = reconcile::vectors(&items, differs);
                     let out = vectors.into_iter().map(|body| Out::Vector(true, body));
                     peer.said.extend(out);
@@ -410,6 +425,36 @@ impl Gossip {
             .collect()
     }
 
+    /// The hashes of [`Gossip::all_items`].
+    fn hashes(&mut self, links: bool) -> &Hashes {
+        let mut members = self.members.revision();
+        if !links {
+            members.links = 0;
+        }
+        let own = self.own.versions();
+        let own: Vec<_> = own
+            .filter(|(item, _)| links || item.kind != RecordKind::LinkState)
+            .collect();
+        let held = self.hashes[usize::from(links)].take();
+        let held = held.filter(|held| held.members == members && held.own == own);
+        let fresh = || Hashed {
+            hashes: reconcile::hashes(self.all_items(links)),
+            members,
+            own,
+        };
+        let hashed = held.unwrap_or_else(fresh);
+        &self.hashes[usize::from(links)].insert(hashed).hashes
+    }
+
+    /// What is kept is what would be worked out now.
+    #[cfg(test)]
+    fn check_hashes(&mut self) {
+        for links in [false, true] {
+            let now = reconcile::hashes(self.all_items(links));
+            assert_eq!(*self.hashes(links), now, "with links: {links}");
+        }
+    }
+
     /// Does what is due. True when something about other nodes has changed.
     pub fn tick(&mut self, now: Instant) -> bool {
         if let Some(item) = self.own.refresh(now) {
@@ -425,7 +470,7 @@ impl Gossip {
         for link in due {
             let next = self.next_digest(now);
             let links = self.relay && self.peers[&link].about.relay;
-            let digest = reconcile::digest(&self.all_items(links));
+            let digest = reconcile::digest(self.hashes(links));
             if let Some(peer) = self.peers.get_mut(&link) {
                 peer.digest_at = next;
                 peer.said.push(Out::Digest(links, digest));

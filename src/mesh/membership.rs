@@ -151,6 +151,17 @@ pub struct Membership {
     tombs: Tombs,
     rotations: Rotations,
     introducers: Introducers,
+    revision: Revision,
+}
+
+/// Counts changes of the records of [`Membership::items`], so that what is worked out of them can be
+/// kept. Link states are apart: they change all the time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// Of link states.
+    pub links: u64,
+    /// Of everything; a change here may be one of link states, too.
+    pub other: u64,
 }
 
 impl Membership {
@@ -168,6 +179,7 @@ impl Membership {
                 self.names.remove(&old.id());
             }
             member.forget_records();
+            self.revision.other += 1;
             member.descriptor = Arc::new(Descriptor {
                 software: software.to_owned(),
                 ..Descriptor::default()
@@ -224,6 +236,7 @@ impl Membership {
                 }
                 self.names.remove(&key.id());
                 member.forget_records();
+                self.revision.other += 1;
                 member.level = None;
             }
         }
@@ -349,6 +362,7 @@ impl Membership {
             self.names.remove(&id);
             if let Some(member) = self.members.get_mut(&old) {
                 member.forget_records();
+                self.revision.other += 1;
             }
             self.drop_if_unmet(&old);
         }
@@ -380,6 +394,7 @@ impl Membership {
             .find(|(_, member)| member.level == Some(Level::Seen) && !member.linked)
             .map(|(node, _)| node.clone());
         let Some(node) = unmet else { return false };
+        self.revision.other += 1;
         if let Some(key) = self.members.remove(&node).and_then(|member| member.key) {
             self.names.remove(&key.id());
         }
@@ -394,6 +409,7 @@ impl Membership {
             if let Some(member) = self.members.get_mut(&claim.node) {
                 member.left = Some(now);
                 member.records = [None, None];
+                self.revision.other += 1;
                 member.spoke(now);
             }
             return;
@@ -402,6 +418,7 @@ impl Membership {
         let member = self.members.entry(claim.node.clone()).or_default();
         if member.key != Some(claim.key) {
             member.forget_records();
+            self.revision.other += 1;
             member.descriptor = Arc::default();
         }
         member.key = Some(claim.key);
@@ -420,6 +437,12 @@ impl Membership {
             version: claim.version,
             signed,
         });
+        match claim.kind {
+            RecordKind::LinkState => self.revision.links += 1,
+            RecordKind::Descriptor | RecordKind::Leave | RecordKind::Rotation => {
+                self.revision.other += 1;
+            }
+        }
         self.names.insert(id, claim.node.clone());
     }
 
@@ -444,6 +467,7 @@ impl Membership {
             }
             let left = member.left.is_some();
             member.forget_records();
+            self.revision.other += 1;
             if left && !member.linked {
                 member.problem = Some("has left the mesh".to_owned());
             }
@@ -463,7 +487,11 @@ impl Membership {
     fn drop_if_unmet(&mut self, node: &NodeId) -> Option<PublicKey> {
         let member = self.members.get(node)?;
         let unmet = member.level == Some(Level::Seen) && !member.linked && !member.configured;
-        unmet.then(|| self.members.remove(node)?.key)?
+        if !unmet {
+            return None;
+        }
+        self.revision.other += 1;
+        self.members.remove(node)?.key
     }
 }
 

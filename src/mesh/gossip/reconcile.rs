@@ -40,11 +40,11 @@ fn put_entry(buffer: &mut impl BufMut, (item, (inc, ver)): &(Item, Version)) {
     buffer.put_u64(*ver);
 }
 
-fn hashes(items: &[(Item, Version)]) -> Hashes {
-    let mut sorted = items.to_vec();
-    sorted.sort_unstable();
+/// Hashes all buckets, whatever the order of `items`.
+pub(super) fn hashes(mut items: Vec<(Item, Version)>) -> Hashes {
+    items.sort_unstable();
     let mut hashers: Vec<Option<Sha256>> = vec![None; DIGEST_BUCKETS];
-    for entry in &sorted {
+    for entry in &items {
         let mut bytes = [0; ENTRY_BYTES];
         put_entry(&mut &mut bytes[..], entry);
         hashers[bucket(&entry.0)]
@@ -61,8 +61,8 @@ fn hashes(items: &[(Item, Version)]) -> Hashes {
 }
 
 /// The body of a digest.
-pub(super) fn digest(items: &[(Item, Version)]) -> Bytes {
-    hashes(items).concat().into()
+pub(super) fn digest(hashes: &Hashes) -> Bytes {
+    Bytes::copy_from_slice(hashes.as_flattened())
 }
 
 /// Reads a digest.
@@ -72,9 +72,8 @@ pub(super) fn read_digest(body: &[u8]) -> Option<Hashes> {
     rest.is_empty().then_some(hashes)
 }
 
-/// The buckets in which a digest differs from what we have, one bit each.
-pub(super) fn differing(items: &[(Item, Version)], theirs: &Hashes) -> u64 {
-    let ours = hashes(items);
+/// The buckets in which two digests differ, one bit each.
+pub(super) fn differing(ours: &Hashes, theirs: &Hashes) -> u64 {
     let pairs = ours.iter().zip(theirs).enumerate();
     pairs
         .filter(|(_, (ours, theirs))| ours != theirs)
@@ -165,17 +164,18 @@ mod tests {
     fn equal_knowledge_has_equal_digests_whatever_its_order() {
         let a = entry(RecordKind::Descriptor, 1, 1);
         let b = entry(RecordKind::LinkState, 65, 2);
-        assert_eq!(digest(&[a, b]), digest(&[b, a]));
-        assert_eq!(digest(&[a, b]).len(), 512);
-        let theirs = read_digest(&digest(&[a])).unwrap();
-        assert_eq!(differing(&[a], &theirs), 0);
+        let of = |items: &[_]| hashes(items.to_vec());
+        assert_eq!(digest(&of(&[a, b])), digest(&of(&[b, a])));
+        assert_eq!(digest(&of(&[a, b])).len(), 512);
+        let theirs = read_digest(&digest(&of(&[a]))).unwrap();
+        assert_eq!(differing(&of(&[a]), &theirs), 0);
         assert_eq!(
-            differing(&[a, b], &theirs),
+            differing(&of(&[a, b]), &theirs),
             1 << 1,
             "65 and 1 share a bucket"
         );
         let newer = entry(RecordKind::Descriptor, 1, 2);
-        assert_eq!(differing(&[newer], &theirs), 1 << 1);
+        assert_eq!(differing(&of(&[newer]), &theirs), 1 << 1);
     }
 
     #[test]

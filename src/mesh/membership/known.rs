@@ -1,7 +1,8 @@
 //! What others ask of membership: who is there, what can be passed on, how it looks.
 
 use super::{
-    Item, Membership, NodeId, NodeView, Passage, Reach, RecordKind, Signed, Version, Vertex, View,
+    Item, Membership, NodeId, NodeView, Passage, Reach, RecordKind, Revision, Signed,
+    Version, Vertex, View,
 };
 
 impl Membership {
@@ -80,6 +81,15 @@ impl Membership {
             .items()
             .chain(records)
             .chain(self.tombs.items())
+    }
+
+    /// The same as before as long as [`Membership::items`] gives the same.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        Revision {
+            links: self.revision.links,
+            other: self.revision.other + self.tombs.revision() + self.rotations.revision(),
+        }
     }
 
     /// Whether a record of this kind, key and version would be news, as far as its number tells.

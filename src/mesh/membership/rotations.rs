@@ -24,35 +24,45 @@ struct Kept {
 
 /// By the key that was given up. Bounded; the oldest goes first, since its node shows it again.
 #[derive(Debug, Default)]
-pub(super) struct Rotations(HashMap<KeyId, Kept>);
+pub(super) struct Rotations {
+    kept: HashMap<KeyId, Kept>,
+    /// Counts every change.
+    revision: u64,
+}
 
 impl Rotations {
     pub(super) fn version(&self, key: &KeyId) -> Option<Version> {
-        self.0.get(key).map(|kept| kept.version)
+        self.kept.get(key).map(|kept| kept.version)
     }
 
     pub(super) fn record(&self, key: &KeyId) -> Option<&Signed> {
-        self.0.get(key).map(|kept| &kept.signed)
+        self.kept.get(key).map(|kept| &kept.signed)
     }
 
     pub(super) fn items(&self) -> impl Iterator<Item = (Item, Version)> + '_ {
         let kind = RecordKind::Rotation;
-        self.0
+        self.kept
             .iter()
             .map(move |(key, kept)| (Item { kind, key: *key }, kept.version))
     }
 
     fn put(&mut self, key: KeyId, version: Version, signed: Signed) {
-        if self.0.len() >= ROTATIONS_KEPT
+        self.revision += 1;
+        if self.kept.len() >= ROTATIONS_KEPT
             && let Some(oldest) = self
-                .0
+                .kept
                 .iter()
                 .min_by_key(|(key, kept)| (kept.version, **key))
         {
             let oldest = *oldest.0;
-            self.0.remove(&oldest);
+            self.kept.remove(&oldest);
         }
-        self.0.insert(key, Kept { version, signed });
+        self.kept.insert(key, Kept { version, signed });
+    }
+
+    /// Another number whenever something has changed.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
     }
 }
 
@@ -127,6 +137,7 @@ impl Membership {
     ) {
         let member = self.members.entry(node.clone()).or_default();
         member.key = Some(key);
+        self.revision.other += 1;
         member.level = Some(level);
         member.fresh = Some(now);
         if level == Level::Seen && *node != from.node {
@@ -145,6 +156,7 @@ impl Membership {
             self.tombs.bury(old.id(), version, now);
         }
         member.records = [None, None];
+        self.revision.other += 1;
         member.key = Some(new);
         if self.names.remove(&old.id()).is_some() {
             self.names.insert(new.id(), node.clone());

@@ -50,6 +50,8 @@ struct Bench {
     trust: TrustStore,
     from: Introducer,
     now: Instant,
+    /// What there was under which revision.
+    before: (Revision, Vec<(Item, Version)>),
 }
 
 impl Bench {
@@ -64,19 +66,43 @@ impl Bench {
                 since: now,
             },
             now,
+            before: Default::default(),
+        }
+    }
+
+    /// What was worked out of the items holds as long as the revision does: compared with the last look.
+    fn look(&mut self) {
+        let mut items: Vec<_> = self.members.items().collect();
+        items.sort_unstable();
+        let revision = self.members.revision();
+        let (old, before) = std::mem::replace(&mut self.before, (revision, items.clone()));
+        let but_links = |items: &[(Item, Version)]| {
+            let mut items = items.to_vec();
+            items.retain(|(item, _)| item.kind != RecordKind::LinkState);
+            items
+        };
+        if revision == old {
+            assert_eq!(items, before);
+        }
+        if revision.other == old.other {
+            assert_eq!(but_links(&items), but_links(&before));
         }
     }
 
     fn take(&mut self, signed: &Signed) -> Result<Outcome, RecordError> {
         let claim = signed::claim(&signed.header)?;
         let record = (&signed.header[..], &signed.body[..]);
-        self.members
-            .take(&claim, record, &self.from, &self.trust, self.now)
+        let taken = self
+            .members
+            .take(&claim, record, &self.from, &self.trust, self.now);
+        self.look();
+        taken
     }
 
     fn pass(&mut self, time: Duration) {
         self.now += time;
         self.members.expire(&self.trust, self.now);
+        self.look();
     }
 
     fn view(&self, name: &str) -> Option<NodeView> {
@@ -136,6 +162,7 @@ fn configured_node_is_shown_before_during_and_after_its_link() {
     assert_eq!(down.reach, Reach::Unreachable);
     assert_eq!(down.problem.as_deref(), Some("connection refused"));
     bench.members.up(&peer("a", 1), "clawmatrix/1", now);
+    bench.look();
     bench.members.alive(&a, Some(1.5), now);
     let up = bench.view("a").unwrap();
     assert_eq!(
@@ -222,6 +249,7 @@ fn a_denied_key_loses_its_records() {
     assert_eq!(bench.take(&a.desc((1, 1), "a")), Ok(Outcome::News));
     bench.trust.deny(a.identity.public().id()).unwrap();
     bench.members.judge_again(&bench.trust, bench.now);
+    bench.look();
     assert_eq!(bench.members.items().count(), 0);
     assert_eq!(bench.take(&a.desc((1, 2), "a")), Ok(Outcome::Refused));
 }

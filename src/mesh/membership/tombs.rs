@@ -20,12 +20,17 @@ struct Tomb {
 
 /// The last versions of keys that are gone: nothing up to them is taken again.
 #[derive(Debug, Default)]
-pub(super) struct Tombs(HashMap<KeyId, Tomb>);
+pub(super) struct Tombs {
+    held: HashMap<KeyId, Tomb>,
+    /// Counts every change.
+    revision: u64,
+}
 
 impl Tombs {
     /// Whether a record of `key` with this version is one of a node that is gone.
     pub(super) fn covers(&self, key: &KeyId, version: Version) -> bool {
-        self.0.get(key).is_some_and(|tomb| version <= tomb.version)
+        let tomb = self.held.get(key);
+        tomb.is_some_and(|tomb| version <= tomb.version)
     }
 
     /// The node fell silent; `version` was its newest.
@@ -41,14 +46,15 @@ impl Tombs {
     }
 
     fn put(&mut self, key: KeyId, version: Version, leave: Option<Signed>, now: Instant) {
-        if self.0.len() >= GONE_NODES && !self.0.contains_key(&key) {
-            let oldest = self.0.iter().min_by_key(|(key, tomb)| (tomb.since, **key));
+        self.revision += 1;
+        if self.held.len() >= GONE_NODES && !self.held.contains_key(&key) {
+            let oldest = self.held.iter().min_by_key(|(key, tomb)| (tomb.since, **key));
             if let Some(oldest) = oldest.map(|(key, _)| *key) {
-                self.0.remove(&oldest);
+                self.held.remove(&oldest);
             }
         }
         let since = now;
-        self.0.insert(
+        self.held.insert(
             key,
             Tomb {
                 version,
@@ -60,23 +66,23 @@ impl Tombs {
 
     /// The node is back.
     pub(super) fn lift(&mut self, key: &KeyId) {
-        self.0.remove(key);
+        self.revision += u64::from(self.held.remove(key).is_some());
     }
 
     /// The `leave` of a key.
     pub(super) fn record(&self, key: &KeyId) -> Option<&Signed> {
-        self.0.get(key)?.leave.as_ref()
+        self.held.get(key)?.leave.as_ref()
     }
 
     /// The number of the `leave` of a key.
     pub(super) fn left(&self, key: &KeyId) -> Option<Version> {
-        let tomb = self.0.get(key).filter(|tomb| tomb.leave.is_some())?;
+        let tomb = self.held.get(key).filter(|tomb| tomb.leave.is_some())?;
         Some(tomb.version)
     }
 
     /// Every `leave`.
     pub(super) fn items(&self) -> impl Iterator<Item = (Item, Version)> + '_ {
-        self.0
+        self.held
             .iter()
             .filter(|(_, tomb)| tomb.leave.is_some())
             .map(|(key, tomb)| {
@@ -87,9 +93,16 @@ impl Tombs {
 
     /// Forgets those older than `age`; true when there were some.
     pub(super) fn expire(&mut self, now: Instant, age: Duration) -> bool {
-        let before = self.0.len();
-        self.0
+        let before = self.held.len();
+        self.held
             .retain(|_, tomb| now.saturating_duration_since(tomb.since) < age);
-        self.0.len() < before
+        let fewer = self.held.len() < before;
+        self.revision += u64::from(fewer);
+        fewer
+    }
+
+    /// Another number whenever something has changed.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
     }
 }
