@@ -23,6 +23,7 @@ use self::{
 };
 use super::{
     carriage::{Carriage, Network, Posture},
+    dial::backoff::Outlook,
     drops::Reason,
     handshake::respond,
     hub::{Hub, linger, refuse},
@@ -45,6 +46,18 @@ struct Door {
     limiter: Limiter,
     pending: Pending<CancellationToken>,
     old_plugin_logged: Option<Instant>,
+}
+
+impl Door {
+    /// A handshake failed, or had no room for a new name. True when it may be logged.
+    fn failed(&mut self, source: Source, crowded: bool) -> bool {
+        let now = Instant::now();
+        if crowded {
+            self.limiter.crowded(source, now)
+        } else {
+            self.limiter.failure(source, now)
+        }
+    }
 }
 
 /// The limits of all listeners of this node.
@@ -202,8 +215,13 @@ async fn greet(
     let established = match respond(&mut sink, &mut stream, &hub.settings.us, shown).await {
         Ok(established) => established,
         Err(error) => {
-            hub.drops.count(Reason::AuthFailed);
-            if gate.door().limiter.failure(source, Instant::now()) {
+            let crowded = error.outlook() == Outlook::Crowded;
+            hub.drops.count(if crowded {
+                Reason::AttemptLimited
+            } else {
+                Reason::AuthFailed
+            });
+            if gate.door().failed(source, crowded) {
                 tracing::warn!(%from, %error, hint = error.hint(), "node refused at the door");
             }
             return linger(&mut stream).await;

@@ -2,7 +2,7 @@
 //! link to that node is up, whoever made it, or the one that is up is in doubt: a connection that was
 //! cut is often found out long after the way has healed, and the new link replaces it (6.7).
 
-mod backoff;
+pub(super) mod backoff;
 pub mod connect;
 mod pin;
 pub mod proxy;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::time::sleep;
 
 use self::{
-    backoff::Backoff,
+    backoff::{Backoff, Outlook},
     connect::{ConnectError, Connected, Way, connect},
     tls::PeerTls,
 };
@@ -115,7 +115,7 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
                 () = secrets.changed() => {}
             }
         }
-        let mut refused = false;
+        let mut outlook = Outlook::Open;
         trust.mark_unchanged();
         match attempt(&hub, &peer, &way).await {
             Ok(Some(link)) => {
@@ -133,7 +133,9 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
             // Another link to that node is up, or the node thinks so.
             Ok(None) => {}
             Err(error) => {
-                refused = matches!(&error, DialError::Handshake(e) if e.is_refusal());
+                if let DialError::Handshake(error) = &error {
+                    outlook = error.outlook();
+                }
                 let problem = describe(&error, &peer);
                 if hub.problem(&peer.node_id, &problem) {
                     tracing::warn!(peer = %peer.node_id, url = %peer.url, %problem,
@@ -144,8 +146,9 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
             }
         }
         resumed.mark_unchanged();
+        let refused = outlook == Outlook::Refused;
         tokio::select! {
-            () = sleep(backoff.next(refused)) => {}
+            () = sleep(backoff.next(outlook)) => {}
             // After a pause the network is another one: what failed before says nothing.
             _ = resumed.changed() => backoff = Backoff::default(),
             // The operator may have accepted the key that was refused, or changed the secret.

@@ -3,7 +3,8 @@
 //!
 //! Called by the dialer and by the accept loop for each new connection; on success the same
 //! transport carries records from then on. On failure the connection is closed here, the other side
-//! is told `auth_failed` and nothing else, and the caller gets the precise reason for the log.
+//! is told `auth_failed` and nothing else but when to come back, and the caller gets the precise reason
+//! for the log.
 //!
 //! Curve arithmetic and new pins run on blocking threads, since one thread carries all links.
 
@@ -29,6 +30,7 @@ use crate::{
 };
 
 use super::{
+    dial::backoff::Outlook,
     rotation,
     session::Peer,
     signed::{self, RecordKind, Signed},
@@ -256,23 +258,28 @@ impl HandshakeError {
         Some(hint.into())
     }
 
-    /// Whether one side refused the other, so that trying again soon is of no use (protocol 3.5).
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
+    /// When it is of use to try again (protocol 3.5).
+    pub(super) fn outlook(&self) -> Outlook {
         match self {
-            Self::Abort(_) | Self::Refused(_) => true,
-            Self::Closed { code, .. } => matches!(
-                CloseCode::from_number(*code),
-                Some(CloseCode::AuthFailed | CloseCode::SelfConnect)
-            ),
-            Self::Timeout | Self::Transport(_) | Self::Interrupted => false,
+            Self::Refused(Refusal::TooFast) => Outlook::Crowded,
+            Self::Abort(_) | Self::Refused(_) => Outlook::Refused,
+            Self::Closed { code, .. } => match CloseCode::from_number(*code) {
+                Some(CloseCode::AuthFailed | CloseCode::SelfConnect) => Outlook::Refused,
+                Some(CloseCode::RateLimited) => Outlook::Crowded,
+                _ => Outlook::Open,
+            },
+            Self::Timeout | Self::Transport(_) | Self::Interrupted => Outlook::Open,
         }
     }
 
-    /// What the other side is told.
+    /// What the other side is told by us as `role`.
     #[must_use]
-    pub fn close_code(&self) -> CloseCode {
+    pub fn close_code(&self, role: Role) -> CloseCode {
         match self {
+            // Only a node that has proved the secret hears that there is no room for its name at
+            // present, and comes back when there is. A listener has proved nothing yet when it is
+            // judged.
+            Self::Refused(Refusal::TooFast) if role == Role::Listener => CloseCode::RateLimited,
             Self::Abort(Abort::OwnKey) => CloseCode::SelfConnect,
             // Says nothing about any secret, and lets a slow dialer try again soon.
             Self::Timeout => CloseCode::Timeout,
@@ -322,7 +329,8 @@ pub async fn initiate<S: MessageSink, R: MessageStream>(
     shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
     let outcome = timeout(HANDSHAKE_TIMEOUT, dial(sink, stream, us, expected, shown)).await;
-    finish(sink, outcome.unwrap_or(Err(HandshakeError::Timeout))).await
+    let outcome = outcome.unwrap_or(Err(HandshakeError::Timeout));
+    finish(sink, Role::Dialer, outcome).await
 }
 
 /// Runs the listener's half with a node that has shown these changes of its key.
@@ -336,7 +344,8 @@ pub async fn respond<S: MessageSink, R: MessageStream>(
     shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
     let outcome = timeout(HANDSHAKE_TIMEOUT, accept(sink, stream, us, shown)).await;
-    finish(sink, outcome.unwrap_or(Err(HandshakeError::Timeout))).await
+    let outcome = outcome.unwrap_or(Err(HandshakeError::Timeout));
+    finish(sink, Role::Listener, outcome).await
 }
 
 async fn dial<S: MessageSink, R: MessageStream>(
@@ -440,10 +449,11 @@ fn established(
 /// Closes the connection of a failed handshake.
 async fn finish<S: MessageSink>(
     sink: &mut S,
+    role: Role,
     outcome: Result<Established, HandshakeError>,
 ) -> Result<Established, HandshakeError> {
     if let Err(error) = &outcome {
-        let code = error.close_code();
+        let code = error.close_code(role);
         // Whether the other side still hears it does not matter.
         let _ = timeout(CLOSE_TIMEOUT, sink.close(code as u16, code.text())).await;
     }

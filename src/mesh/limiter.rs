@@ -143,14 +143,25 @@ impl Limiter {
         quiet
     }
 
-    /// A handshake from this source succeeded. False when this key or this source links too often.
-    pub fn success(&mut self, source: Source, key: &PublicKey, now: Instant) -> bool {
+    /// A handshake from this source proved the secret, and its new name finds no room at present: it
+    /// will come back soon. True when it may be logged.
+    pub fn crowded(&mut self, source: Source, now: Instant) -> bool {
+        self.know(source, now);
+        self.failure(source, now)
+    }
+
+    fn know(&mut self, source: Source, now: Instant) -> &mut Known {
         let known = self.known.entry(source, || Known {
             until: now,
             successes: PerMinute::new(SUCCESSES_PER_SOURCE_MINUTE, now),
         });
         known.until = now + KNOWN_FOR;
-        let by_source = known.successes.take(now);
+        known
+    }
+
+    /// A handshake from this source succeeded. False when this key or this source links too often.
+    pub fn success(&mut self, source: Source, key: &PublicKey, now: Instant) -> bool {
+        let by_source = self.know(source, now).successes.take(now);
         let by_key = self
             .keys
             .entry(*key, || PerMinute::new(SUCCESSES_PER_KEY_MINUTE, now))
@@ -178,6 +189,23 @@ mod tests {
     }
 
     /// T49.
+    /// A new node that comes back every few seconds until there is room for its name must not be held
+    /// to what a stranger may.
+    #[test]
+    fn a_source_that_proves_the_secret_keeps_sixty_a_minute() {
+        let (mut limiter, now) = (Limiter::default(), Instant::now());
+        let new = source("10.0.0.1");
+        let tries = (0..20).map(|i| after(now, 3 * i));
+        let passed = tries.filter(|at| {
+            let may = limiter.attempt(new, *at);
+            limiter.crowded(new, *at);
+            may
+        });
+        assert_eq!(passed.count(), 20);
+        let flood = (0..1000).filter(|_| limiter.attempt(new, after(now, 60)));
+        assert!(flood.count() <= 60);
+    }
+
     #[test]
     fn failing_source_is_held_to_six_a_minute_and_others_are_not() {
         let (mut limiter, now) = (Limiter::default(), Instant::now());

@@ -87,6 +87,9 @@ pub const DIAL_RACE_DELAY: Duration = Duration::from_millis(250);
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// Longest redial delay; at once after `auth_failed`.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Redial delay after `rate_limited`, with half as much again at random: a listener admits another new
+/// name every 3 s on average (see [`NEW_PINS_PER_MINUTE`]).
+pub const RATE_LIMITED_RETRY: Duration = Duration::from_secs(3);
 /// A link this old has worked: it resets the redial delay.
 pub const BACKOFF_RESET: Duration = Duration::from_secs(5);
 

@@ -16,6 +16,7 @@ use crate::{
         memory::{self, Direction, End},
     },
     trust::Level,
+    wire::limits::{FREE_PINS, NEW_PINS_PER_MINUTE},
 };
 
 fn node(node_id: &str) -> Ourselves {
@@ -152,7 +153,7 @@ async fn wrong_secret_is_named_in_both_logs_but_not_on_the_wire() {
     let refused = dialed.unwrap_err();
     assert!(refused.to_string().contains("secrets differ"), "{refused}");
     assert!(refused.hint().unwrap().contains("`secret` must match"));
-    assert!(refused.is_refusal());
+    assert_eq!(refused.outlook(), Outlook::Refused);
     only_auth_failed(&seen);
     assert_eq!(home.trust.list(), []);
     assert_eq!(office.trust.list(), []);
@@ -507,7 +508,7 @@ async fn an_early_end_is_an_error_at_every_step() {
             respond(&mut far.sink, &mut far.stream, &office, Vec::new()),
         );
         let error = dialed.unwrap_err();
-        assert!(!error.is_refusal(), "{error}");
+        assert_eq!(error.outlook(), Outlook::Open, "{error}");
         assert!(!error.to_string().contains('\u{1b}'));
         assert_eq!(accepted.is_err(), keep < 3);
     }
@@ -536,7 +537,7 @@ async fn a_silent_other_side_costs_ten_seconds() {
     for outcome in [dialed, accepted] {
         let error = outcome.unwrap_err();
         assert!(matches!(error, HandshakeError::Timeout));
-        assert!(!error.is_refusal());
+        assert_eq!(error.outlook(), Outlook::Open);
     }
     assert!(matches!(
         last(&mut far).await,
@@ -588,6 +589,37 @@ async fn an_older_secret_is_worthless_past_its_end() {
     only_auth_failed(&seen);
 }
 
+/// Fills the store to where new names are pinned at so many a minute, and uses those up.
+fn crowd(store: &TrustStore) {
+    for i in 0..FREE_PINS + NEW_PINS_PER_MINUTE as usize {
+        let (name, key) = (format!("old-{i}"), Identity::generate().public());
+        store.pin(&name.parse().unwrap(), &key, Via::Link).unwrap();
+    }
+}
+
+/// A full minute at the listener is no refusal: the dialer hears so, and comes back soon.
+#[tokio::test]
+async fn no_room_for_a_new_name_is_told_to_who_proved_the_secret() {
+    let (home, office) = (node("home-01"), node("office-01"));
+    crowd(&office.trust);
+    let (dialed, accepted, seen) = run(&home, &office).await;
+    assert_eq!(accepted.unwrap_err().outlook(), Outlook::Crowded);
+    assert_eq!(dialed.unwrap_err().outlook(), Outlook::Crowded);
+    let told = (Direction::Back, 4429, "rate_limited".to_owned());
+    assert_eq!(closes(&seen)[0], told);
+    // Without the secret it is never looked at (T126).
+    let mut stranger = node("home-02");
+    stranger.keys = secret(8, &[]);
+    let (dialed, accepted, seen) = run(&stranger, &office).await;
+    assert_eq!(abort(accepted), Abort::Proof);
+    assert_eq!(dialed.unwrap_err().outlook(), Outlook::Refused);
+    only_auth_failed(&seen);
+    // A listener has proved nothing yet when the dialer has no room for it.
+    let (dialed, _, seen) = run(&office, &home).await;
+    assert_eq!(dialed.unwrap_err().outlook(), Outlook::Crowded);
+    only_auth_failed(&seen);
+}
+
 /// T26: a dialer proves with `secret` alone; a listener that knows only the older one never sees it.
 #[tokio::test]
 async fn a_dialer_never_falls_back_to_an_older_secret() {
@@ -596,7 +628,7 @@ async fn a_dialer_never_falls_back_to_an_older_secret() {
     office.keys = secret(1, &[]);
     for _ in 0..3 {
         let (dialed, accepted, seen) = run(&home, &office).await;
-        assert!(dialed.unwrap_err().is_refusal());
+        assert_eq!(dialed.unwrap_err().outlook(), Outlook::Refused);
         assert_eq!(abort(accepted), Abort::Proof);
         assert_eq!(texts(&seen, Direction::Forward).len(), 2);
     }

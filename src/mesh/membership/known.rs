@@ -1,8 +1,8 @@
 //! What others ask of membership: who is there, what can be passed on, how it looks.
 
 use super::{
-    Item, Membership, NodeId, NodeView, Passage, Reach, RecordKind, Revision, Signed,
-    Version, Vertex, View,
+    Item, Membership, NodeId, NodeView, Passage, Reach, RecordKind, Revision, Signed, Version,
+    Vertex, View,
 };
 
 impl Membership {

@@ -48,7 +48,10 @@ impl Tombs {
     fn put(&mut self, key: KeyId, version: Version, leave: Option<Signed>, now: Instant) {
         self.revision += 1;
         if self.held.len() >= GONE_NODES && !self.held.contains_key(&key) {
-            let oldest = self.held.iter().min_by_key(|(key, tomb)| (tomb.since, **key));
+            let oldest = self
+                .held
+                .iter()
+                .min_by_key(|(key, tomb)| (tomb.since, **key));
             if let Some(oldest) = oldest.map(|(key, _)| *key) {
                 self.held.remove(&oldest);
             }
