@@ -87,6 +87,13 @@ impl World {
         format!("{{\"model\":\"{}\"{extra}}}", self.model)
     }
 
+    /// The node that lends.
+    fn lender(&self) -> &Node {
+        self.office
+            .as_ref()
+            .map_or(&self.home, |(office, _)| office)
+    }
+
     async fn ask(&self, extra: &str) -> reqwest::Response {
         post(&self.home, "/v1/chat/completions", self.body(extra)).await
     }

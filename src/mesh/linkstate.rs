@@ -35,13 +35,16 @@ pub fn short(key: &KeyId) -> Short {
 pub struct Load {
     /// Requests that run.
     pub active: u32,
-    /// Requests that wait.
+    /// Requests that wait. This version lets none wait.
     pub queued: u32,
     /// Requests that could run at once.
     pub cap: u32,
-    /// Time to the first token of late, in milliseconds.
+    /// How long streamed answers of late took to begin, in milliseconds; 0 when there were none.
     pub ttfb_ms: u32,
 }
+
+/// Nobody chooses another node for so many milliseconds.
+const BLINK_MS: u32 = 50;
 
 impl Load {
     /// How full the node is: 0 is idle, 1 is as much as it takes at once, more is a queue. None when
@@ -53,7 +56,7 @@ impl Load {
     }
 
     /// Whether the others should hear of the difference: by more than a fifth of what there was, or of
-    /// what the node takes at once.
+    /// what the node takes at once; what it answers in by more than a blink as well.
     #[must_use]
     pub fn moved(&self, new: &Self) -> bool {
         let far = |a: u32, b: u32| u64::from(a.abs_diff(b)) * 5 > u64::from(a.max(b)).max(5);
@@ -62,6 +65,7 @@ impl Load {
             || share.abs() > 0.2
             || far(self.active, new.active)
             || far(self.queued, new.queued)
+            || far(self.ttfb_ms, new.ttfb_ms) && self.ttfb_ms.abs_diff(new.ttfb_ms) > BLINK_MS
     }
 }
 
@@ -311,6 +315,13 @@ mod tests {
             ..Load::default()
         };
         assert!(one_place(0).moved(&one_place(1)), "full now");
+        let begins_after = |ttfb_ms| Load {
+            ttfb_ms,
+            ..one_place(0)
+        };
+        assert!(!begins_after(10).moved(&begins_after(60)), "50 ms");
+        assert!(!begins_after(1000).moved(&begins_after(1200)), "a fifth");
+        assert!(begins_after(300).moved(&begins_after(400)));
         new = sample();
         new.leaves.pop();
         assert!(old.reshaped(&new) && old.lost_some(&new));

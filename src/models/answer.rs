@@ -129,7 +129,10 @@ pub struct ServedBody {
     pub(super) clock: Option<Clock>,
     pub(super) bytes: u64,
     pub(super) limit: u64,
-    pub(super) _place: Place,
+    pub(super) place: Place,
+    /// When the provider was asked, until a streamed answer begins. One that is made whole before it
+    /// comes says nothing of how fast the provider begins.
+    pub(super) asked: Option<Instant>,
 }
 
 impl ServedBody {
@@ -152,6 +155,9 @@ impl ServedBody {
         })?;
         if let Some(piece) = &piece {
             self.bytes += piece.data.len() as u64;
+            if let Some(asked) = self.asked.take_if(|_| self.bytes > 0) {
+                self.place.began(asked.elapsed());
+            }
             if self.bytes > self.limit {
                 return Err(Failure::started(
                     Code::UpstreamError,

@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -56,11 +57,39 @@ struct Gate {
     failing: AtomicBool,
     /// Told whenever a place is taken or given back.
     load_changed: Arc<Notify>,
+    pace: Arc<Pace>,
+}
+
+/// How long streamed answers of late took to begin, over all models: milliseconds, 0 before the first.
+#[derive(Debug, Default)]
+struct Pace(AtomicU32);
+
+impl Pace {
+    /// One more; it counts for a quarter, so that a handful of requests tell how the provider does now.
+    fn note(&self, took: Duration) {
+        let took = u32::try_from(took.as_millis()).unwrap_or(u32::MAX).max(1);
+        let mix = |old: u32| {
+            let (old, took) = (u64::from(old), u64::from(took));
+            u32::try_from((3 * old + took + 2) / 4).unwrap_or(u32::MAX)
+        };
+        // A note lost between two at once matters to nobody.
+        let old = self.0.load(Ordering::Relaxed);
+        let new = if old == 0 { took } else { mix(old) };
+        self.0.store(new, Ordering::Relaxed);
+    }
 }
 
 /// One request's place at its model; given back on drop.
 #[derive(Debug)]
 pub struct Place(Arc<Gate>);
+
+impl Place {
+    /// A streamed answer has begun, so long after its provider was asked.
+    pub(super) fn began(&self, took: Duration) {
+        self.0.pace.note(took);
+        self.0.load_changed.notify_one();
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -142,6 +171,7 @@ struct Inner {
     proxy_port: u16,
     gates: Mutex<HashMap<String, Arc<Gate>>>,
     load_changed: Arc<Notify>,
+    pace: Arc<Pace>,
     table: watch::Sender<Arc<Table>>,
     refresher: Option<Arc<dyn KeyRefresher>>,
     /// When each provider's key was last asked for; held while asking, so that many refused requests
@@ -166,6 +196,7 @@ impl LentModels {
             proxy_port,
             gates: Mutex::default(),
             load_changed: Arc::default(),
+            pace: Arc::default(),
             table: watch::Sender::new(Arc::default()),
             refresher,
             refreshed: tokio::sync::Mutex::default(),
@@ -209,12 +240,17 @@ impl LentModels {
             .collect()
     }
 
-    /// How busy all lent models are together (protocol 6.1); none when nothing is lent.
+    /// How busy all lent models are together (protocol 6.1); none when nothing is lent. Nothing is ever
+    /// queued: who finds no place hears `overloaded` at once.
     #[must_use]
     pub fn load(&self) -> Option<Load> {
         let table = self.table();
         let models = table.models.values();
-        let load = models.fold(Load::default(), |sum, lent| {
+        let idle = Load {
+            ttfb_ms: self.0.pace.0.load(Ordering::Relaxed),
+            ..Load::default()
+        };
+        let load = models.fold(idle, |sum, lent| {
             let places = lent.max_concurrent.unwrap_or(PLACES_OF_AN_UNBOUNDED_MODEL);
             Load {
                 active: sum.active.saturating_add(lent.model.active()),
@@ -297,6 +333,7 @@ impl Inner {
                 active: AtomicU32::new(0),
                 failing: AtomicBool::new(false),
                 load_changed: self.load_changed.clone(),
+                pace: self.pace.clone(),
             })
         };
         gates.entry(id.to_owned()).or_insert_with(new).clone()

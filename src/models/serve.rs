@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Route,
@@ -14,6 +14,7 @@ use super::{
     headers,
     idempotency::{Idempotency, Turn},
     lent::{Lent, LentModel, LentModels},
+    outbound::is_event_stream,
     provider::{Client, Pieces, ProviderAnswer, ProviderError},
     splice,
 };
@@ -108,6 +109,7 @@ impl Server {
             Pieces::new(pieces)
         };
         let clock = ask.clock;
+        let asked = Instant::now();
         let within = async {
             let mut endpoint = model.endpoint.clone();
             let mut answer = self.post(model, &endpoint, &ask, body.clone()).await?;
@@ -135,7 +137,8 @@ impl Server {
                     clock,
                     bytes: 0,
                     limit: self.answer_limit,
-                    _place: place,
+                    place,
+                    asked: is_event_stream(&answer.headers).then_some(asked),
                 }),
             })
         };

@@ -43,6 +43,8 @@ async fn bodies_cross_byte_for_byte_but_for_the_model() {
         );
         assert_eq!(sent.header("authorization"), Some("Bearer sk-upstream-key"));
         assert_eq!(sent.path(), "/v1/chat/completions");
+        let told = world.lender().lent.load().unwrap().ttfb_ms;
+        assert_eq!(told, 0, "a whole answer tells nothing of how it begins");
     }
 }
 
@@ -73,6 +75,8 @@ async fn event_streams_cross_byte_for_byte_as_they_come() {
             None
         );
         assert_eq!(got, SSE.concat());
+        // 6.1: a moment at least.
+        assert!(world.lender().lent.load().unwrap().ttfb_ms > 0, "{place:?}");
     }
 }
 

@@ -217,6 +217,30 @@ async fn load_counts_places_of_all_models_and_tells_of_changes() {
     assert!(share > 0.0 && share < 0.01, "{share}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_pace_of_late_answers_is_told() {
+    let lent = lend(
+        vec![config("m")],
+        false,
+        &[("a", entry("http://a/v1", &["m"]))],
+    );
+    let told = || lent.load().unwrap().ttfb_ms;
+    assert_eq!(told(), 0, "not known");
+    let place = lent.find("m", None).unwrap().enter().unwrap();
+    lent.load_changed().await;
+    place.began(std::time::Duration::ZERO);
+    lent.load_changed().await;
+    assert_eq!(told(), 1, "0 would say that nothing is known");
+    for (ms, expected) in [(801, 201), (801, 351), (1, 264)] {
+        place.began(std::time::Duration::from_millis(ms));
+        assert_eq!(told(), expected);
+    }
+    for _ in 0..64 {
+        place.began(std::time::Duration::from_secs(u64::MAX));
+    }
+    assert!(told() > u32::MAX / 2);
+}
+
 #[derive(Debug)]
 struct Fresh(Mutex<Option<LentModels>>, AtomicU32);
 
