@@ -36,7 +36,7 @@ use crate::{
     },
     ids::{MeshName, NodeId},
     mesh::{
-        dial::{proxy::HttpProxy, tls::PeerTls},
+        dial::{bounds::Bounds, proxy::HttpProxy, tls::PeerTls},
         session::Peer,
         tls::TlsFiles,
     },
@@ -62,6 +62,10 @@ pub struct Config {
     pub listen: Option<Listen>,
     /// Nodes to dial.
     pub peers: Vec<PeerConfig>,
+    /// Addresses of our listener that others may dial.
+    pub advertise: Vec<String>,
+    /// Where we dial addresses that others advertise.
+    pub dial_advertised: Option<Bounds>,
     /// Agents offered for handoff.
     pub agents: Vec<AgentConfig>,
     /// Models lent.

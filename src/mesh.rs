@@ -54,6 +54,7 @@ use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use self::{
     accept::Gate,
+    dial::bounds::Bounds,
     drops::Drops,
     handshake::Ourselves,
     hub::Hub,
@@ -156,6 +157,13 @@ impl Mesh {
             self.hub.configured(&peer.node_id);
             self.hub.tasks.spawn(dial::run(self.hub.clone(), peer));
         }
+    }
+
+    /// Dials addresses that other nodes advertise, within `bounds`, until shutdown; not those of
+    /// `configured` nodes, which are dialed where the operator says.
+    pub fn dial_advertised(&self, bounds: Bounds, configured: HashSet<NodeId>) {
+        let dialing = dial::advertised::run(self.hub.clone(), bounds, configured);
+        self.hub.tasks.spawn(dialing);
     }
 
     /// Opens sessions ahead of need until shutdown: to `named` nodes and to all that lend models.

@@ -420,6 +420,10 @@ impl Node {
             mesh.listen(adopt(listener)?, tls);
         }
         mesh.dial(config.peers.clone());
+        if let Some(bounds) = config.dial_advertised.clone() {
+            let configured = config.peers.iter().map(|peer| peer.node_id.clone());
+            mesh.dial_advertised(bounds, configured.collect());
+        }
         let homes = config.proxy_models.iter();
         mesh.keep_warm(homes.filter_map(|model| model.node_id.clone()).collect());
         let connections = Tasks::new();

@@ -80,6 +80,8 @@ struct Link {
     network: String,
     address: String,
     proxy: bool,
+    #[serde(default)]
+    advertised: bool,
 }
 
 impl Link {
@@ -91,9 +93,10 @@ impl Link {
             "accepted from"
         };
         let proxy = if self.proxy { " through a proxy" } else { "" };
+        let advertised = if self.advertised { ", advertised" } else { "" };
         let (address, network, tls) =
             (clean(&self.address), clean(&self.network), clean(&self.tls));
-        format!("{who} {address}{proxy}, {network}, {tls}")
+        format!("{who} {address}{proxy}, {network}, {tls}{advertised}")
     }
 }
 
@@ -266,6 +269,8 @@ mod tests {
                 {"nodeId": "office-01", "connected": true, "state": "direct", "reachableVia": null,
                  "link": {"tls": "pinned", "dialed": true, "network": "public", "address": "office.example:443", "proxy": true},
                  "latencyMs": 12.3, "agents": [], "models": ["claude"], "tags": ["work"]},
+                {"nodeId": "lab", "connected": true, "state": "direct", "agents": [], "models": [], "tags": [],
+                 "link": {"tls": "insecure", "dialed": true, "network": "private", "address": "10.0.0.7:19000", "proxy": false, "advertised": true}},
                 {"nodeId": "attic", "connected": true, "state": "relay", "reachableVia": "office-01",
                  "latencyMs": null, "agents": [], "models": [], "tags": []},
                 {"nodeId": "cellar\u{1b}[1m", "connected": false, "state": "unreachable",
@@ -286,13 +291,19 @@ Model proxy: http://127.0.0.1:19001/v1
 Agents: coder (writes code)
 Models: qwen3-32b
 
-Peers (2/3 connected)
+Peers (3/4 connected)
 
 office-01 (connected, 12ms)
   Link: dialed office.example:443 through a proxy, public, pinned
   Tags: work
   Agents: none
   Models: claude
+
+lab (connected)
+  Link: dialed 10.0.0.7:19000, private, insecure, advertised
+  Tags: none
+  Agents: none
+  Models: none
 
 attic (connected via office-01)
   Tags: none

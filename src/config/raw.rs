@@ -22,7 +22,9 @@ pub use self::{
     agents::Agent,
     approvals::{Approvals, Operator},
     limits::{Limits, PeerLimits},
-    mesh::{AcceptSecret, MinTrust, Outbound, Peer, Tls, Trust, TrustMode, TrustedNode},
+    mesh::{
+        AcceptSecret, DialAdvertised, MinTrust, Outbound, Peer, Tls, Trust, TrustMode, TrustedNode,
+    },
     models::{Auto, Model, ModelEntry, ModelRegistration, Models, ProxyModel},
     secret::{SecretInput, SecretReference},
     tools::{Rule, RuleEffect, RuleLimits, ToolProxy},
@@ -129,10 +131,17 @@ pub struct RawConfig {
     #[schemars(title = "TLS")]
     pub tls: Option<Tls>,
 
-    /// Dial addresses that other nodes advertise, not only those in `peers`. It has no effect
-    /// in this version.
+    /// Addresses of this node's listener, as others reach it: `ws://192.168.1.5:19000`. All nodes of the
+    /// mesh are told; they dial them if their `dialAdvertised` allows it. At most 4.
+    #[schemars(title = "Advertised addresses", length(max = 4), extend("default" = []))]
+    pub advertise: Option<List<String>>,
+
+    /// Dial nodes that are reached through others, or not at all, at addresses they advertise: `true`
+    /// within private networks (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, fc00::/7),
+    /// `{cidrs}` within other ranges. At most 8 nodes at once; only nodes whose key is pinned, with that
+    /// key. Never this machine, link-local addresses or those of cloud metadata.
     #[schemars(title = "Dial advertised addresses", extend("default" = false))]
-    pub dial_advertised: Option<bool>,
+    pub dial_advertised: Option<DialAdvertised>,
 
     /// Whom this node sends prompts to.
     #[schemars(title = "Outbound")]

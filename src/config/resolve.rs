@@ -144,6 +144,8 @@ pub(super) fn resolve(
     let accept_secrets = secret::accept_secrets(&mut check, raw.accept_secrets.as_deref());
     let listen = mesh::listen(&mut check, raw);
     let peers = mesh::peers(&mut check, raw.peers.as_deref(), node_id.as_ref());
+    let advertise = mesh::advertise(&mut check, raw);
+    let dial_advertised = mesh::dial_advertised(&mut check, raw);
     let trust = mesh::trust(&mut check, raw.trust.as_ref());
     let none = raw::Limits::default();
     let raw_limits = raw.limits.as_ref().unwrap_or(&none);
@@ -192,6 +194,8 @@ pub(super) fn resolve(
             relays,
             listen,
             peers,
+            advertise,
+            dial_advertised,
             agents,
             models,
             models_auto,

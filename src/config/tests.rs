@@ -572,17 +572,80 @@ fn file_with_a_secret_that_others_can_read_warns() {
 }
 
 #[test]
+fn advertised_addresses_are_checked_as_others_will() {
+    let config = |more: Value| read_as(with(more), false);
+    let plain = config(json!({})).unwrap();
+    assert!(plain.advertise.is_empty() && plain.dial_advertised.is_none());
+    let own = ["ws://192.168.1.5:19000", "wss://office.example/x/mesh/v1"];
+    let good = config(json!({"listen": true, "advertise": own, "dialAdvertised": true})).unwrap();
+    assert_eq!(good.advertise, own);
+    let may = |config: &Config, ip: &str| {
+        let bounds = config.dial_advertised.as_ref().unwrap();
+        bounds.permit(ip.parse().unwrap())
+    };
+    assert!(may(&good, "192.168.1.7") && !may(&good, "203.0.113.7") && !may(&good, "127.0.0.1"));
+    let within = json!({"dialAdvertised": {"cidrs": ["203.0.113.0/24", "127.0.0.0/8"]}});
+    let within = config(within).unwrap();
+    assert!(may(&within, "203.0.113.7") && !may(&within, "192.168.1.7"));
+    assert!(!may(&within, "127.0.0.1"), "never this machine");
+    assert!(
+        config(json!({"dialAdvertised": false}))
+            .unwrap()
+            .dial_advertised
+            .is_none()
+    );
+    let deaf = config(json!({"advertise": own})).unwrap();
+    assert!(deaf.advertise.is_empty() && deaf.warnings.iter().any(|w| w.contains("`advertise`")));
+    for (more, path) in [
+        (
+            json!({"advertise": ["ws://127.0.0.1:19000"]}),
+            "advertise[0]",
+        ),
+        (
+            json!({"advertise": ["ws://10.0.0.1", "ws://0x0a.1"]}),
+            "advertise[1]",
+        ),
+        (json!({"advertise": ["http://10.0.0.1"]}), "advertise[0]"),
+        (
+            json!({"advertise": ["ws://10.0.0.1/admin"]}),
+            "advertise[0]",
+        ),
+        (json!({"advertise": vec!["ws://a.example"; 5]}), "advertise"),
+        (json!({"dialAdvertised": "yes"}), "dialAdvertised"),
+        (json!({"dialAdvertised": {}}), "dialAdvertised.cidrs"),
+        (
+            json!({"dialAdvertised": {"cidrs": []}}),
+            "dialAdvertised.cidrs",
+        ),
+        (
+            json!({"dialAdvertised": {"cidrs": ["10.0.0.0/33"]}}),
+            "dialAdvertised.cidrs[0]",
+        ),
+        (
+            json!({"dialAdvertised": {"ranges": []}}),
+            "dialAdvertised.ranges",
+        ),
+    ] {
+        let problems = config(more.clone()).unwrap_err().0;
+        assert!(
+            problems.iter().any(|p| p.path == path),
+            "{more}: {problems:?}"
+        );
+    }
+}
+
+#[test]
 fn keys_without_effect_are_named() {
     let config = read_as(
         with(json!({
-            "agents": [{"id": "x"}], "dialAdvertised": true, "routes": {"x": []}, "telemetry": {"endpoint": "x"}
+            "agents": [{"id": "x"}], "routes": {"x": []}, "telemetry": {"endpoint": "x"}
         })),
         true,
     )
     .unwrap();
-    assert_eq!(config.warnings.len(), 4, "{:?}", config.warnings);
+    assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
     let schema = schema::config_schema();
-    for key in ["dialAdvertised", "routes", "telemetry"] {
+    for key in ["routes", "telemetry"] {
         let warned = format!("`{key}` has no effect in this version");
         assert!(
             config.warnings.contains(&warned),

@@ -203,6 +203,7 @@ async fn greet(
         network: Network::of(from),
         address: from.to_string(),
         proxy: from != address,
+        advertised: false,
     };
     let (mut sink, mut stream) = ws.split();
     if from != address {

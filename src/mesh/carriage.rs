@@ -71,6 +71,8 @@ pub struct Carriage {
     /// An HTTP proxy is in between: ours when we dialed, theirs (in `limits.trustedProxies`) when
     /// they did.
     pub proxy: bool,
+    /// This node dialed an address that the other one advertises (`dialAdvertised`).
+    pub advertised: bool,
 }
 
 #[cfg(test)]

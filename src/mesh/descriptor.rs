@@ -11,8 +11,8 @@ use super::view::{AgentOffer, Descriptor, ModelOffer};
 use crate::wire::{
     json,
     limits::{
-        DESCRIPTOR_AGENTS, DESCRIPTOR_BYTES, DESCRIPTOR_MODELS, DESCRIPTOR_STRING_CHARS,
-        DESCRIPTOR_TAGS,
+        DESCRIPTOR_ADDRESSES, DESCRIPTOR_AGENTS, DESCRIPTOR_BYTES, DESCRIPTOR_MODELS,
+        DESCRIPTOR_STRING_CHARS, DESCRIPTOR_TAGS,
     },
 };
 
@@ -138,6 +138,8 @@ pub fn clean(mut descriptor: Descriptor) -> Descriptor {
     clean_names(&mut descriptor.tags);
     clean_names(&mut descriptor.tools);
     clean_names(&mut descriptor.capabilities);
+    clean_names(&mut descriptor.addresses);
+    descriptor.addresses.truncate(DESCRIPTOR_ADDRESSES);
     descriptor
 }
 

@@ -1,8 +1,11 @@
-//! The dialing side of links (protocol 3.5): one task per configured peer, which dials whenever no
+//! The dialing side of links (protocol 3.5): one task per configured peer, and a few for addresses that
+//! nodes advertise ([`advertised`]), which dials whenever no
 //! link to that node is up, whoever made it, or the one that is up is in doubt: a connection that was
 //! cut is often found out long after the way has healed, and the new link replaces it (6.7).
 
+pub(super) mod advertised;
 pub(super) mod backoff;
+pub mod bounds;
 pub mod connect;
 mod pin;
 pub mod proxy;
@@ -11,18 +14,20 @@ pub mod tls;
 use std::sync::Arc;
 
 use tokio::time::sleep;
+use url::Url;
 
 use self::{
     backoff::{Backoff, Outlook},
+    bounds::Bounds,
     connect::{ConnectError, Connected, Way, connect},
     tls::PeerTls,
 };
 use super::{
-    handshake::{HandshakeError, initiate},
+    handshake::{Expected, HandshakeError, initiate},
     hub::{Hub, linger},
     link::Link,
 };
-use crate::config::PeerConfig;
+use crate::{config::PeerConfig, crypto::identity::KeyId, ids::NodeId};
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,69 +89,123 @@ fn tls_hint(error: &std::io::Error, peer: &PeerConfig) -> Option<&'static str> {
     })
 }
 
-/// Keeps a link to `peer` until the mesh stops.
-pub(super) async fn run(hub: Arc<Hub>, peer: PeerConfig) {
-    let stop = hub.stop.clone();
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = keep(hub, peer) => {}
+/// A place where a node may be.
+#[derive(Debug)]
+struct Spot {
+    peer: PeerConfig,
+    way: Way,
+}
+
+impl Spot {
+    fn configured(hub: &Hub, peer: PeerConfig) -> Self {
+        let way = Way {
+            url: peer.url.clone(),
+            tls: peer.tls.settings(&hub.settings.tls),
+            pinned: matches!(peer.tls, PeerTls::Pinned(_)),
+            proxy: peer.proxy.clone(),
+            rotations: hub.shown.clone(),
+            bounds: None,
+        };
+        Self { peer, way }
+    }
+
+    fn advertised(hub: &Hub, node: &NodeId, url: Url, bounds: Bounds) -> Self {
+        let peer = PeerConfig {
+            node_id: node.clone(),
+            url,
+            port_given: true,
+            key: None,
+            tls: PeerTls::Web,
+            proxy: None,
+        };
+        let mut spot = Self::configured(hub, peer);
+        spot.way.bounds = Some(bounds);
+        spot
     }
 }
 
-async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
-    let way = Way {
-        url: peer.url.clone(),
-        tls: peer.tls.settings(&hub.settings.tls),
-        pinned: matches!(peer.tls, PeerTls::Pinned(_)),
-        proxy: peer.proxy.clone(),
-        rotations: hub.shown.clone(),
+/// Whom to keep a link to, and how.
+#[derive(Debug)]
+struct Target {
+    node: NodeId,
+    /// Its key, where nobody else will do.
+    key: Option<KeyId>,
+    /// Tried one after the other; not empty.
+    spots: Vec<Spot>,
+    /// After how many rounds in vain to give up; never without.
+    tries: Option<u32>,
+}
+
+/// Keeps a link to `peer` until the mesh stops.
+pub(super) async fn run(hub: Arc<Hub>, peer: PeerConfig) {
+    let stop = hub.stop.clone();
+    let target = Target {
+        node: peer.node_id.clone(),
+        key: None,
+        spots: vec![Spot::configured(&hub, peer)],
+        tries: None,
     };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = keep(hub, target) => {}
+    }
+}
+
+/// Ends when it gives up, or with the mesh.
+async fn keep(hub: Arc<Hub>, target: Target) {
+    let node = &target.node;
     let mut backoff = Backoff::default();
     let mut links_changed = hub.links_changed.subscribe();
     let mut resumed = hub.resumed.subscribe();
     let mut trust = hub.settings.us.trust.subscribe();
     let mut secrets = hub.settings.us.keys.changes();
+    let mut failures = 0;
     loop {
         // A link that we proved with an older secret is renewed while it works.
         secrets.mark_unchanged();
-        while hub.linked(&peer.node_id) && !hub.is_outdated(&peer.node_id) {
+        while hub.linked(node) && !hub.is_outdated(node) {
             tokio::select! {
                 changed = links_changed.changed() => if changed.is_err() { return },
                 () = secrets.changed() => {}
             }
         }
-        let mut outlook = Outlook::Open;
+        // Refused only if it is so everywhere.
+        let mut outlook = Outlook::Refused;
+        failures += 1;
         trust.mark_unchanged();
-        match attempt(&hub, &peer, &way).await {
-            Ok(Some(link)) => {
-                links_changed.mark_unchanged();
-                let sound = || link.is_open() && !link.suspect();
-                while sound() && !hub.is_outdated(&peer.node_id) {
-                    tokio::select! {
-                        () = link.stopped() => break,
-                        _ = links_changed.changed() => {}
-                        () = secrets.changed() => {}
+        for spot in &target.spots {
+            match attempt(&hub, &target, spot).await {
+                Ok(link) => {
+                    (failures, outlook) = (0, Outlook::Open);
+                    // Without one, another link to that node is up, or the node thinks so.
+                    let Some(link) = link else { break };
+                    links_changed.mark_unchanged();
+                    let sound = || link.is_open() && !link.suspect();
+                    while sound() && !hub.is_outdated(node) {
+                        tokio::select! {
+                            () = link.stopped() => break,
+                            _ = links_changed.changed() => {}
+                            () = secrets.changed() => {}
+                        }
                     }
+                    backoff.worked(link.age());
+                    break;
                 }
-                backoff.worked(link.age());
-            }
-            // Another link to that node is up, or the node thinks so.
-            Ok(None) => {}
-            Err(error) => {
-                if let DialError::Handshake(error) = &error {
-                    outlook = error.outlook();
-                }
-                let problem = describe(&error, &peer);
-                if hub.problem(&peer.node_id, &problem) {
-                    tracing::warn!(peer = %peer.node_id, url = %peer.url, %problem,
-                        "node not reached");
-                } else {
-                    tracing::debug!(peer = %peer.node_id, %problem, "node not reached");
+                Err(error) => {
+                    match &error {
+                        DialError::Handshake(error) if error.outlook() == Outlook::Refused => {}
+                        DialError::Handshake(error) => outlook = error.outlook(),
+                        DialError::Connect(_) => outlook = Outlook::Open,
+                    }
+                    spot.failed(&hub, &error);
                 }
             }
         }
-        resumed.mark_unchanged();
+        if target.tries.is_some_and(|tries| failures >= tries) {
+            return;
+        }
         let refused = outlook == Outlook::Refused;
+        resumed.mark_unchanged();
         tokio::select! {
             () = sleep(backoff.next(outlook)) => {}
             // After a pause the network is another one: what failed before says nothing.
@@ -158,19 +217,43 @@ async fn keep(hub: Arc<Hub>, peer: PeerConfig) {
     }
 }
 
+impl Spot {
+    /// Tells why the node was not met here.
+    fn failed(&self, hub: &Hub, error: &DialError) {
+        let (node, url) = (&self.peer.node_id, &self.peer.url);
+        if self.way.bounds.is_some() {
+            // Another node wrote the address, so nothing here would mend it.
+            let problem = format!("not met at {url}, which it advertises: {error}");
+            hub.problem(node, &problem);
+            tracing::debug!(peer = %node, %problem, "node not reached");
+            return;
+        }
+        let problem = describe(error, &self.peer);
+        if hub.problem(node, &problem) {
+            tracing::warn!(peer = %node, %url, %problem, "node not reached");
+        } else {
+            tracing::debug!(peer = %node, %problem, "node not reached");
+        }
+    }
+}
+
 async fn attempt(
     hub: &Arc<Hub>,
-    peer: &PeerConfig,
-    way: &Way,
+    target: &Target,
+    spot: &Spot,
 ) -> Result<Option<Arc<Link>>, DialError> {
     let Connected {
         ws,
         carriage,
         rotations,
-    } = connect(way).await?;
+    } = connect(&spot.way).await?;
     let (mut sink, mut stream) = ws.split();
     let us = &hub.settings.us;
-    match initiate(&mut sink, &mut stream, us, &peer.node_id, rotations).await {
+    let expected = Expected {
+        node: &target.node,
+        key: target.key,
+    };
+    match initiate(&mut sink, &mut stream, us, expected, rotations).await {
         Ok(established) => Ok(hub.admit(established, carriage, (sink, stream)).await),
         Err(error) => {
             linger(&mut stream).await;

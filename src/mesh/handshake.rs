@@ -16,7 +16,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use crate::{
     crypto::{
         handshake::{Abort, Initiator, Local, Responder, Verified},
-        identity::{Identity, PublicKey},
+        identity::{Identity, KeyId, PublicKey},
         secret::Secret,
         stretch::{MeshKeys, SecretId},
         transcript::Carrier,
@@ -196,6 +196,9 @@ pub enum HandshakeError {
     /// The other side is who it says, and we do not want it.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// It is another one than was expected.
+    #[error("a node with another key answers there: {0}")]
+    OtherKey(KeyId),
     /// The other side ended it.
     #[error("{}", ended(*code, *stage))]
     Closed {
@@ -252,6 +255,7 @@ impl HandshakeError {
                 (Some(CloseCode::SelfConnect), _) => return abort_hint(&Abort::OwnKey),
                 _ => return None,
             },
+            Self::OtherKey(_) => return None,
             Self::Timeout => "check that the address leads to a ClawMatrix node",
             Self::Transport(_) | Self::Interrupted => return None,
         };
@@ -262,7 +266,7 @@ impl HandshakeError {
     pub(super) fn outlook(&self) -> Outlook {
         match self {
             Self::Refused(Refusal::TooFast) => Outlook::Crowded,
-            Self::Abort(_) | Self::Refused(_) => Outlook::Refused,
+            Self::Abort(_) | Self::Refused(_) | Self::OtherKey(_) => Outlook::Refused,
             Self::Closed { code, .. } => match CloseCode::from_number(*code) {
                 Some(CloseCode::AuthFailed | CloseCode::SelfConnect) => Outlook::Refused,
                 Some(CloseCode::RateLimited) => Outlook::Crowded,
@@ -285,6 +289,7 @@ impl HandshakeError {
             Self::Timeout => CloseCode::Timeout,
             Self::Abort(_)
             | Self::Refused(_)
+            | Self::OtherKey(_)
             | Self::Closed { .. }
             | Self::Transport(_)
             | Self::Interrupted => CloseCode::AuthFailed,
@@ -316,19 +321,34 @@ fn abort_hint(abort: &Abort) -> Option<String> {
     Some(hint.into())
 }
 
-/// Runs the dialer's half with the node that is expected to be `expected` and has shown these changes of
-/// its key.
+/// Whom a dialer expects.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Its name.
+    pub node: &'a NodeId,
+    /// Its key, where nobody else will do even if the name is free.
+    pub key: Option<KeyId>,
+}
+
+impl<'a> From<&'a NodeId> for Expected<'a> {
+    fn from(node: &'a NodeId) -> Self {
+        Self { node, key: None }
+    }
+}
+
+/// Runs the dialer's half with the node that is `expected` and has shown these changes of its key.
 ///
 /// # Errors
 /// [`HandshakeError`]; the connection is closed then.
-pub async fn initiate<S: MessageSink, R: MessageStream>(
+pub async fn initiate<'a, S: MessageSink, R: MessageStream>(
     sink: &mut S,
     stream: &mut R,
     us: &Ourselves,
-    expected: &NodeId,
+    expected: impl Into<Expected<'a>>,
     shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
-    let outcome = timeout(HANDSHAKE_TIMEOUT, dial(sink, stream, us, expected, shown)).await;
+    let dialed = dial(sink, stream, us, expected.into(), shown);
+    let outcome = timeout(HANDSHAKE_TIMEOUT, dialed).await;
     let outcome = outcome.unwrap_or(Err(HandshakeError::Timeout));
     finish(sink, Role::Dialer, outcome).await
 }
@@ -352,10 +372,10 @@ async fn dial<S: MessageSink, R: MessageStream>(
     sink: &mut S,
     stream: &mut R,
     us: &Ourselves,
-    expected: &NodeId,
+    Expected { node, key: wanted }: Expected<'_>,
     shown: Vec<Signed>,
 ) -> Result<Established, HandshakeError> {
-    let (local, expected) = (us.local(Carrier::Link), expected.clone());
+    let (local, expected) = (us.local(Carrier::Link), node.clone());
     let (initiator, m1) = blocking(move || Ok(Initiator::hello(local, expected))).await?;
     send(sink, m1).await?;
     let m2 = receive(stream, Stage::Hello).await?;
@@ -366,6 +386,10 @@ async fn dial<S: MessageSink, R: MessageStream>(
         let introduced = initiator.open(&m2)?;
         learn(&trust, &shown, introduced.node(), introduced.key());
         trust.check(introduced.node(), introduced.key())?;
+        let found = introduced.key().id();
+        if wanted.is_some_and(|wanted| wanted != found) {
+            return Err(HandshakeError::OtherKey(found));
+        }
         Ok(introduced.prove(&key.key))
     })
     .await?;

@@ -243,6 +243,7 @@ pub(crate) const SID: SessionId = SessionId([3; 16]);
 /// What a link in memory would be, had it a socket.
 pub(crate) fn carriage() -> Carriage {
     Carriage {
+        advertised: false,
         tls: Posture::Insecure,
         dialed: true,
         network: Network::Loopback,

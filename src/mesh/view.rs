@@ -25,6 +25,10 @@ pub struct Descriptor {
     pub tools: Vec<String>,
     /// Optional abilities, by name.
     pub capabilities: Vec<String>,
+    /// Where its listener may be dialed, as it says: `ws://10.0.0.5:19000`. Dialed only as the
+    /// `dialAdvertised` of the other node allows (protocol 6.8).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
 }
 
 /// One agent of a [`Descriptor`].
@@ -72,7 +76,9 @@ pub struct ModelOffer {
 }
 
 /// How a node is reached (contract 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Reach {
     /// Over a link of our own.

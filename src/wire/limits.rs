@@ -90,6 +90,13 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Redial delay after `rate_limited`, with half as much again at random: a listener admits another new
 /// name every 3 s on average (see [`NEW_PINS_PER_MINUTE`]).
 pub const RATE_LIMITED_RETRY: Duration = Duration::from_secs(3);
+/// Nodes at once that are dialed at addresses they advertise, with the links that came of it.
+pub const ADVERTISED_LINKS: usize = 8;
+/// Rounds in vain, through all of its addresses, after which such a node is left alone: half a minute or
+/// so, six at most when it refuses us.
+pub const ADVERTISED_TRIES: u32 = 6;
+/// How long, unless it advertises something else.
+pub const ADVERTISED_REST: Duration = Duration::from_secs(600);
 /// A link this old has worked: it resets the redial delay.
 pub const BACKOFF_RESET: Duration = Duration::from_secs(5);
 
@@ -251,6 +258,8 @@ pub const DESCRIPTOR_AGENTS: usize = 64;
 pub const DESCRIPTOR_MODELS: usize = 256;
 /// Tags in a descriptor.
 pub const DESCRIPTOR_TAGS: usize = 64;
+/// Addresses in a descriptor.
+pub const DESCRIPTOR_ADDRESSES: usize = 4;
 /// Characters of one string in a descriptor.
 pub const DESCRIPTOR_STRING_CHARS: usize = 256;
 /// Longest link-state payload.

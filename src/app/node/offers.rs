@@ -64,6 +64,7 @@ pub(super) fn offer_models(
 ) -> impl Future<Output = ()> + Send + 'static {
     let agents = agent_offers(&config.agents);
     let tags = config.tags.clone();
+    let addresses = config.advertise.clone();
     async move {
         let mut changes = lent.subscribe();
         loop {
@@ -73,6 +74,7 @@ pub(super) fn offer_models(
                 agents: agents.clone(),
                 models: lent.offers(),
                 tags: tags.clone(),
+                addresses: addresses.clone(),
                 ..Descriptor::default()
             });
             if changes.changed().await.is_err() {

@@ -95,6 +95,26 @@ pub struct Tls {
     pub key: Option<String>,
 }
 
+/// Whether, and where, advertised addresses are dialed.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum DialAdvertised {
+    // Off, or within one's own networks.
+    Simple(bool),
+    // Within these ranges.
+    Within(DialRanges),
+}
+
+/// Ranges of addresses.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DialRanges {
+    /// The ranges (CIDR) within which advertised addresses are dialed, instead of the private networks;
+    /// `0.0.0.0/0` and `::/0` for all of the internet.
+    #[schemars(title = "Ranges", required)]
+    pub cidrs: Option<List<String>>,
+}
+
 /// Whom this node sends prompts to.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -10,7 +10,6 @@ use crate::config::raw::RawConfig;
 pub(super) fn warn(check: &mut Check<'_>, raw: &RawConfig) {
     let on = |value: &Option<Value>| value.as_ref().is_some_and(|v| *v != Value::Bool(false));
     let later = [
-        ("dialAdvertised", raw.dial_advertised == Some(true)),
         ("routes", raw.routes.as_ref().is_some_and(|r| !r.is_empty())),
         ("telemetry", on(&raw.telemetry)),
         ("audit", raw.audit.as_ref().is_some_and(Value::is_object)),

@@ -22,7 +22,12 @@ use crate::{
     crypto::identity::PublicKey,
     ids::{NodeId, unhex},
     mesh::{
-        dial::{proxy::HttpProxy, tls::PeerTls},
+        dial::{
+            bounds::{self, Bounds},
+            proxy::HttpProxy,
+            tls::PeerTls,
+        },
+        limiter::Cidr,
         tls::{TlsFiles, certificates},
     },
 };
@@ -253,26 +258,80 @@ pub(super) fn trusted_proxies(
     check: &mut Check<'_>,
     list: Option<&[Option<String>]>,
 ) -> Vec<String> {
-    let mut proxies = Vec::new();
+    let found = cidrs(check, "limits.trustedProxies", list);
+    found.into_iter().map(|(text, _)| text).collect()
+}
+
+/// Ranges of addresses, each with its text.
+fn cidrs(
+    check: &mut Check<'_>,
+    path: &str,
+    list: Option<&[Option<String>]>,
+) -> Vec<(String, Cidr)> {
+    let mut ranges = Vec::new();
     for (i, text) in entries(list.unwrap_or_default()) {
-        let (address, length) = text
-            .split_once('/')
-            .map_or((text.as_str(), None), |(a, l)| (a, Some(l)));
-        let valid = address.parse::<IpAddr>().is_ok_and(|ip| {
-            let most = if ip.is_ipv4() { 32 } else { 128 };
-            length.is_none_or(|l| l.parse::<u8>().is_ok_and(|l| l <= most))
-        });
-        if valid {
-            proxies.push(text.clone());
-        } else {
-            check.problem(
-                format!("limits.trustedProxies[{i}]"),
+        match text.parse() {
+            Ok(range) => ranges.push((text.clone(), range)),
+            Err(_) => check.problem(
+                format!("{path}[{i}]"),
                 format!("{} is not an address or CIDR range", quote(text)),
                 "write `127.0.0.1`, `10.0.0.0/8` or `fd00::/8`",
-            );
+            ),
         }
     }
-    proxies
+    ranges
+}
+
+/// Addresses that others may dial: in the form in which they will be believed.
+pub(super) fn advertise(check: &mut Check<'_>, raw: &RawConfig) -> Vec<String> {
+    let mut found = Vec::new();
+    for (i, text) in entries(raw.advertise.as_deref().unwrap_or_default()) {
+        let path = format!("advertise[{i}]");
+        let Some((url, _)) = peer_url(check, &path, text) else {
+            continue;
+        };
+        if bounds::address(text).is_none() {
+            check.problem(
+                &path,
+                format!("{} is not an address that other nodes dial", quote(text)),
+                "write `ws://192.168.1.5:19000` or `wss://office.example`: the usual spelling, no `?`, no path but one that ends in `/mesh/v1`",
+            );
+        } else if !Bounds::anywhere().may_permit(&url) {
+            check.problem(
+                &path,
+                format!("no other node ever dials {}", quote(text)),
+                "write the address by which other machines reach this one",
+            );
+        } else {
+            found.push(text.clone());
+        }
+    }
+    if !found.is_empty() && raw.listen != Some(true) {
+        check
+            .warnings
+            .push("`advertise` has no effect while `listen` is off".to_owned());
+        found.clear();
+    }
+    found
+}
+
+/// Where advertised addresses are dialed; none = nowhere.
+pub(super) fn dial_advertised(check: &mut Check<'_>, raw: &RawConfig) -> Option<Bounds> {
+    let ranges = match raw.dial_advertised.as_ref()? {
+        raw::DialAdvertised::Simple(on) => return on.then(Bounds::own_networks),
+        raw::DialAdvertised::Within(within) => within.cidrs.as_deref()?,
+    };
+    if ranges.is_empty() {
+        check.problem(
+            "dialAdvertised.cidrs",
+            "no range is named",
+            "name some, such as `192.168.1.0/24`, or write `\"dialAdvertised\": false`",
+        );
+    }
+    let ranges = cidrs(check, "dialAdvertised.cidrs", Some(ranges));
+    Some(Bounds::new(
+        ranges.into_iter().map(|(_, range)| range).collect(),
+    ))
 }
 
 /// Certificate and key of the listener, read and checked so that all that is wrong is told at once.

@@ -22,7 +22,10 @@ use tokio_tungstenite::{
 };
 use url::{Host, Url};
 
-use super::proxy::{HttpProxy, ProxyError, tunnel};
+use super::{
+    bounds::Bounds,
+    proxy::{HttpProxy, ProxyError, tunnel},
+};
 use crate::{
     mesh::{
         accept::upgrade::SUBPROTOCOL,
@@ -44,6 +47,9 @@ pub enum ConnectError {
     /// The name has no address.
     #[error("cannot resolve `{0}`")]
     Resolve(String),
+    /// An advertised address that is not to be dialed.
+    #[error("it leads nowhere that `dialAdvertised` permits")]
+    OutOfBounds,
     /// Nothing listens there.
     #[error("connection refused")]
     Refused,
@@ -75,18 +81,27 @@ pub enum ConnectError {
     NotWebSocket,
 }
 
+/// Asks the system for the addresses of a name.
+async fn look_up(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok(lookup_host((name, port)).await?.collect())
+}
+
 /// The addresses of a host, both families in turn, so that one dead family costs one delay.
-async fn addresses(host: Host<&str>, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+async fn addresses<F>(
+    host: Host<&str>,
+    port: u16,
+    look_up: impl FnOnce(String, u16) -> F,
+) -> Result<Vec<SocketAddr>, ConnectError>
+where
+    F: Future<Output = io::Result<Vec<SocketAddr>>>,
+{
     let name = match host {
         Host::Ipv4(ip) => return Ok(vec![(IpAddr::V4(ip), port).into()]),
         Host::Ipv6(ip) => return Ok(vec![(IpAddr::V6(ip), port).into()]),
         Host::Domain(name) => name,
     };
     let unresolved = |_| ConnectError::Resolve(name.to_owned());
-    let all: Vec<SocketAddr> = lookup_host((name, port))
-        .await
-        .map_err(unresolved)?
-        .collect();
+    let all = look_up(name.to_owned(), port).await.map_err(unresolved)?;
     let first_is_v6 = all.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<SocketAddr>, Vec<SocketAddr>) =
         all.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
@@ -103,6 +118,25 @@ async fn addresses(host: Host<&str>, port: u16) -> Result<Vec<SocketAddr>, Conne
         return Err(ConnectError::Resolve(name.to_owned()));
     }
     Ok(mixed)
+}
+
+/// Those of the addresses that `bounds` permit. The name is looked up once, and what is returned is what
+/// is dialed: an answer that changes afterwards changes nothing.
+async fn permitted<F>(
+    host: Host<&str>,
+    port: u16,
+    bounds: &Bounds,
+    look_up: impl FnOnce(String, u16) -> F,
+) -> Result<Vec<SocketAddr>, ConnectError>
+where
+    F: Future<Output = io::Result<Vec<SocketAddr>>>,
+{
+    let mut found = addresses(host, port, look_up).await?;
+    found.retain(|address| bounds.permit(address.ip()));
+    if found.is_empty() {
+        return Err(ConnectError::OutOfBounds);
+    }
+    Ok(found)
 }
 
 /// The first address that connects, each with a head start over the next (RFC 8305).
@@ -129,9 +163,9 @@ async fn race(addresses: Vec<SocketAddr>) -> Result<TcpStream, io::Error> {
     }
 }
 
-/// A connection to a host by whichever of its addresses answers first.
-async fn reach(host: Host<&str>, port: u16) -> Result<TcpStream, ConnectError> {
-    let socket = race(addresses(host, port).await?).await.map_err(|error| {
+/// A connection to whichever of these addresses answers first.
+async fn reach(addresses: Vec<SocketAddr>) -> Result<TcpStream, ConnectError> {
+    let socket = race(addresses).await.map_err(|error| {
         if error.kind() == io::ErrorKind::ConnectionRefused {
             ConnectError::Refused
         } else {
@@ -155,6 +189,8 @@ pub struct Way {
     pub proxy: Option<HttpProxy>,
     /// Our changes of key, shown in the request.
     pub rotations: Option<HeaderValue>,
+    /// Where it may lead, when another node advertises it; it goes through no proxy then.
+    pub bounds: Option<Bounds>,
 }
 
 /// A node that has answered.
@@ -181,10 +217,17 @@ impl Way {
     async fn tcp(&self) -> Result<TcpStream, ConnectError> {
         let host = self.url.host().ok_or(ConnectError::Url)?;
         let port = self.url.port_or_known_default().ok_or(ConnectError::Url)?;
+        if let Some(bounds) = &self.bounds {
+            return reach(permitted(host, port, bounds, look_up).await?).await;
+        }
         let Some(proxy) = &self.proxy else {
-            return reach(host, port).await;
+            return reach(addresses(host, port, look_up).await?).await;
         };
-        let mut socket = match reach(proxy.host(), proxy.port()).await {
+        let reached = async {
+            let found = addresses(proxy.host(), proxy.port(), look_up).await?;
+            reach(found).await
+        };
+        let mut socket = match reached.await {
             Ok(socket) => socket,
             Err(error) => {
                 return Err(ProxyError::Unreached(proxy.to_string(), error.to_string()).into());
@@ -233,6 +276,7 @@ impl Way {
                 None => host.to_owned(),
             },
             proxy: self.proxy.is_some(),
+            advertised: self.bounds.is_some(),
         }
     }
 }
@@ -303,6 +347,7 @@ mod tests {
             pinned: false,
             proxy: None,
             rotations: None,
+            bounds: None,
         };
         connect(&way).await.map(|connected| connected.ws)
     }
@@ -348,6 +393,74 @@ mod tests {
         let url = format!("ws://localhost:{port}/mesh/v1");
         let error = dialed(&url).await.err().unwrap();
         assert!(matches!(error, ConnectError::Refused), "{error}");
+    }
+
+    /// T117 with names: what they stand for is asked once, and counts.
+    #[tokio::test]
+    async fn advertised_names_lead_only_where_bounds_permit() {
+        let bounds = Bounds::new(vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
+        let host = || Host::Domain("office.example");
+        // Asked again it would say something else; there is no again, since it can be asked but once.
+        let says = async |found: &[&str]| {
+            let found: Vec<SocketAddr> = found.iter().map(|a| a.parse().unwrap()).collect();
+            let look_up = |name: String, port| async move {
+                assert_eq!((name.as_str(), port), ("office.example", 19000));
+                Ok(found)
+            };
+            let permitted = permitted(host(), 19000, &bounds, look_up).await;
+            permitted.map(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let good = ["10.0.0.1:19000", "[fd00::1]:19000"];
+        assert_eq!(says(&good).await.unwrap(), good);
+        let mixed = ["127.0.0.1:19000", "10.0.0.1:19000", "[::1]:19000"];
+        assert_eq!(says(&mixed).await.unwrap(), ["10.0.0.1:19000"]);
+        for bad in ["127.0.0.1:1", "169.254.169.254:80", "[::ffff:10.0.0.1]:1"] {
+            let error = says(&[bad]).await.unwrap_err();
+            assert!(matches!(error, ConnectError::OutOfBounds), "{bad}: {error}");
+        }
+        let error = says(&[]).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Resolve(_)), "{error}");
+        let unknown = async |_: String, _| Err(io::ErrorKind::NotFound.into());
+        let error = permitted(host(), 19000, &bounds, unknown)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ConnectError::Resolve(_)), "{error}");
+    }
+
+    /// T117 with the system's own answer: this machine is never dialed, by whatever name.
+    #[tokio::test]
+    async fn advertised_addresses_never_lead_to_this_machine() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in [
+            "localhost",
+            "127.0.0.1",
+            "0.0.0.0",
+            "[::1]",
+            "[::ffff:7f00:1]",
+        ] {
+            let way = Way {
+                url: Url::parse(&format!("ws://{host}:{port}/mesh/v1")).unwrap(),
+                tls: web_tls(),
+                pinned: false,
+                proxy: None,
+                rotations: None,
+                bounds: Some(Bounds::new(vec![
+                    "0.0.0.0/0".parse().unwrap(),
+                    "::/0".parse().unwrap(),
+                ])),
+            };
+            let error = connect(&way).await.err().unwrap();
+            assert!(
+                matches!(error, ConnectError::OutOfBounds),
+                "{host}: {error}"
+            );
+        }
+        tokio::select! {
+            biased;
+            _ = listener.accept() => panic!("it was dialed"),
+            () = std::future::ready(()) => {}
+        }
     }
 
     #[tokio::test]

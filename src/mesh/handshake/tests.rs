@@ -620,6 +620,54 @@ async fn no_room_for_a_new_name_is_told_to_who_proved_the_secret() {
     only_auth_failed(&seen);
 }
 
+/// T08 for advertised addresses: the key that the node is known by and no other, even under a name that
+/// nobody has pinned.
+#[tokio::test]
+async fn another_key_than_the_expected_one_gets_no_proof() {
+    let (home, office) = (node("home-01"), node("office-01"));
+    let (mut near, mut far) = memory::pair();
+    let expected = |key: &Ourselves| Expected {
+        node: &office.node_id,
+        key: Some(key.identity.public().id()),
+    };
+    let (dialed, accepted) = tokio::join!(
+        initiate(
+            &mut near.sink,
+            &mut near.stream,
+            &home,
+            expected(&home),
+            Vec::new()
+        ),
+        respond(&mut far.sink, &mut far.stream, &office, Vec::new()),
+    );
+    assert!(
+        matches!(dialed, Err(HandshakeError::OtherKey(_))),
+        "{dialed:?}"
+    );
+    let left = HandshakeError::Closed {
+        code: 4401,
+        stage: Stage::Challenged,
+    };
+    assert_eq!(
+        accepted.unwrap_err().to_string(),
+        left.to_string(),
+        "before any proof"
+    );
+    assert_eq!(home.trust.list(), []);
+    let (mut near, mut far) = memory::pair();
+    let (dialed, _) = tokio::join!(
+        initiate(
+            &mut near.sink,
+            &mut near.stream,
+            &home,
+            expected(&office),
+            Vec::new()
+        ),
+        respond(&mut far.sink, &mut far.stream, &office, Vec::new()),
+    );
+    assert!(dialed.is_ok(), "{dialed:?}");
+}
+
 /// T26: a dialer proves with `secret` alone; a listener that knows only the older one never sees it.
 #[tokio::test]
 async fn a_dialer_never_falls_back_to_an_older_secret() {

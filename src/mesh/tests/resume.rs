@@ -118,6 +118,7 @@ async fn second_link(home: &Node, office: &Node) {
         pinned: false,
         proxy: None,
         rotations: None,
+        bounds: None,
     };
     let connected = connect(&way).await.unwrap();
     let (ws, carriage) = (connected.ws, connected.carriage);
