@@ -7,3 +7,4 @@ pub mod denied;
 pub mod exec;
 pub mod files;
 pub mod place;
+mod tree;

@@ -1,6 +1,6 @@
 // What a command of another node may do to the machine it runs on: real nodes, the real kernel.
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync, realpathSync } from 'node:fs';
+import { existsSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { folder, missing, until } from './support/places.mjs';
@@ -19,9 +19,22 @@ const homeOf = async (node) => {
   await home.peer('office-01');
   return home;
 };
-const exec = async (home, body) => {
-  const answer = await home.fetch('/api/v1/tools/exec', { method: 'POST', body: JSON.stringify({ node: 'office-01', ...body }) });
+const exec = async (home, body, signal) => {
+  const answer = await home.fetch('/api/v1/tools/exec', { method: 'POST', signal, body: JSON.stringify({ node: 'office-01', ...body }) });
   return { status: answer.status, ...(await answer.json()) };
+};
+// Writes down its number and starts two more of itself, one of them in a session of its own, as often as
+// the second word says; whoever started something waits for it. With 2: seven processes in four sessions.
+const NEST = `echo $$ >> "$1"
+[ "$2" -gt 0 ] || exec sleep 1000
+setsid sh "$0" "$1" $(($2 - 1)) &
+(sh "$0" "$1" $(($2 - 1)); :) &
+wait
+`;
+const nestIn = (root) => {
+  writeFileSync(join(root, 'nest'), NEST);
+  const numbers = () => readFileSync(join(root, 'pids'), 'utf8').trim().split('\n').map(Number);
+  return { body: { argv: ['sh', join(root, 'nest'), join(root, 'pids'), '2'] }, started: () => until('seven processes', 10_000, () => numbers().length === 7 && numbers()) };
 };
 
 describe('commands and the machine', { skip: missing.binary(), timeout: 120_000 }, () => {
@@ -38,5 +51,24 @@ describe('commands and the machine', { skip: missing.binary(), timeout: 120_000 
     assert.ok(alive(pid));
     process.kill(node.endpoint.pid, 'SIGKILL');
     await until('the command to go with its node', 5000, () => !alive(pid));
+  });
+
+  // T85
+  test('what_left_its_group_ends_when_the_client_goes_away', async (t) => {
+    const root = realpathSync(folder('lent'));
+    const node = await Sidecar.start(office({ roots: [root] }));
+    t.after(() => node.stop());
+    const home = await homeOf(node);
+    t.after(() => home.stop());
+    const nest = nestIn(root);
+    const client = new AbortController();
+    const running = exec(home, nest.body, client.signal);
+    running.catch(() => {});
+    const pids = await nest.started();
+    assert.ok(pids.every(alive));
+    const at = Date.now();
+    client.abort();
+    await until('all of them to be gone', 6000, () => !pids.some(alive));
+    console.log(`# from the client's end at home to seven processes gone at office: ${Date.now() - at} ms`);
   });
 });

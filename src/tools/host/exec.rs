@@ -4,13 +4,12 @@
 //! running -- time up, or nobody follows --> asked to end (SIGTERM) -- 5 s --> killed (SIGKILL)
 //!    '----- the command itself ends -----> its output is read to the end, at most half a second
 //! ```
-//! Whatever is left of the group is killed at the end: a command leaves nothing behind that did not
-//! leave its group. When the task is dropped the group is killed at once.
+//! What we end, we end with all it started ([`Tree`]); when the task is dropped it is killed at once. A
+//! command that ends by itself leaves nothing behind that did not leave its group.
 
 use std::{io, process::Stdio, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -24,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     bounds::{self, HELPER_TIMEOUT, Limits},
     command::Ready,
+    tree::Tree,
 };
 use crate::{
     tools::{Event, Finished, Stream},
@@ -38,35 +38,16 @@ const SAID_BYTES: u64 = 4096;
 /// Read from a pipe at a time: one frame.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// A process group; killed when dropped.
-#[derive(Debug)]
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        let id = child.id().and_then(|id| i32::try_from(id).ok());
-        Self(id.and_then(Pid::from_raw))
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = self.0 {
-            // It may be gone.
-            let _ = kill_process_group(group, signal);
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.signal(Signal::KILL);
-    }
-}
-
 /// A command that was started.
 #[derive(Debug)]
 pub struct Started {
+    /// None only when the thread that was to end it died, and killed it. Before `child`, which is killed when it
+    /// is dropped: what it started is found through it.
+    tree: Option<Tree>,
+    /// None only when the thread that was to end it died, and killed it. Before `child`, which is killed when it
+    /// is dropped: what it started is found through it.
+    tree: Option<Tree>,
     child: Child,
-    group: Group,
     /// From the helper, if there is one.
     line: Option<UnixStream>,
     begun: Instant,
@@ -107,13 +88,13 @@ pub fn start(ready: &Ready) -> io::Result<Started> {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let group = Group::of(&child);
+    let tree = Tree::of(&child);
     if line.is_none() {
-        bounds::limit_group(group.0, limits);
+        bounds::limit_group(tree.leader(), limits);
     }
     Ok(Started {
         child,
-        group,
+        tree: Some(tree),
         line,
         begun: Instant::now(),
         limit: ready.limit,
@@ -220,7 +201,7 @@ impl Started {
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if ending == Ending::No => {
-                    self.group.signal(Signal::TERM);
+                    self.end(Tree::ask).await;
                     (ending, step) = (Ending::Asked, Instant::now() + EXEC_KILL_AFTER);
                 }
                 () = sleep_until(step), if idle || status.is_none() => {
@@ -231,11 +212,11 @@ impl Started {
                     match ending {
                         Ending::No => {
                             timed_out = true;
-                            self.group.signal(Signal::TERM);
+                            self.end(Tree::ask).await;
                             (ending, step) = (Ending::Asked, Instant::now() + EXEC_KILL_AFTER);
                         }
                         Ending::Asked => {
-                            self.group.signal(Signal::KILL);
+                            self.end(Tree::kill).await;
                             (ending, step) = (Ending::Killed, Instant::now() + EXEC_KILL_AFTER);
                         }
                         // What the system does not let go of is left to it.
@@ -263,14 +244,34 @@ impl Started {
                 () = sleep_until(alive), if idle => pending = Some(Event::Alive),
             }
         }
+        match ending {
+            Ending::No => {
+                if let Some(tree) = self.tree.take() {
+                    tree.leave();
+                }
+            }
+            // What it started may have heard and not listened.
+            Ending::Asked | Ending::Killed => self.end(Tree::kill).await,
+        }
         let how = How {
             status,
             timed_out,
             truncated: allowance.truncated,
             ran: self.begun.elapsed(),
         };
-        // The group goes with `self`.
         Ok(how.finished())
+    }
+
+    /// Looks at all processes of the system, in a thread that may block.
+    async fn end(&mut self, how: fn(&mut Tree)) {
+        let Some(mut tree) = self.tree.take() else {
+            return;
+        };
+        let ended = tokio::task::spawn_blocking(move || {
+            how(&mut tree);
+            tree
+        });
+        self.tree = ended.await.ok();
     }
 }
 

@@ -201,6 +201,116 @@ async fn a_dropped_command_is_killed_with_its_children() {
     gone(pid).await;
 }
 
+/// Writes down its number and starts two more of itself, one in a session of its own, as often as the
+/// second word says; whoever started something waits for it.
+#[cfg(target_os = "linux")]
+const NEST: &str = "echo $$ >> \"$1\"
+[ \"$2\" -gt 0 ] || exec sleep 1000
+setsid sh \"$0\" \"$1\" $(($2 - 1)) &
+(sh \"$0\" \"$1\" $(($2 - 1)); :) &
+wait
+";
+
+/// Seven processes in four sessions, and where they write their numbers.
+#[cfg(target_os = "linux")]
+struct Nest {
+    ready: Ready,
+    file: std::path::PathBuf,
+    _temp: tempfile::TempDir,
+}
+
+#[cfg(target_os = "linux")]
+impl Nest {
+    /// `first` is done before anything else.
+    fn new(first: &str) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let (script, file) = (temp.path().join("nest"), temp.path().join("pids"));
+        std::fs::write(&script, NEST).unwrap();
+        let text = format!("{first} exec sh {} {} 2", script.display(), file.display());
+        Self {
+            ready: shell(&text),
+            file,
+            _temp: temp,
+        }
+    }
+
+    async fn pids(&self) -> Vec<i32> {
+        let complete = async {
+            loop {
+                let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+                if text.lines().count() == 7 && text.ends_with('\n') {
+                    return text.lines().map(|line| line.parse().unwrap()).collect();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, complete).await.unwrap()
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_left_the_group_ends_with_a_command_that_is_stopped() {
+    let nest = Nest::new("");
+    let stop = CancellationToken::new();
+    let stopper = async {
+        let pids = nest.pids().await;
+        stop.cancel();
+        pids
+    };
+    let (seen, pids) = tokio::join!(run(&nest.ready, 1 << 20, &stop), stopper);
+    // Each was asked, and none had to be killed.
+    assert_eq!(seen.finished.result["signal"], "SIGTERM");
+    assert!(seen.took < EXEC_KILL_AFTER, "{:?}", seen.took);
+    for pid in pids {
+        gone(pid).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_left_the_group_ends_when_time_is_up_even_if_it_does_not_listen() {
+    let mut nest = Nest::new("trap '' TERM;");
+    nest.ready.limit = Duration::from_secs(1);
+    let stop = CancellationToken::new();
+    let (seen, pids) = tokio::join!(run(&nest.ready, 1 << 20, &stop), nest.pids());
+    assert_eq!(seen.finished.result["timedOut"], true);
+    assert_eq!(seen.finished.result["signal"], "SIGKILL");
+    for pid in pids {
+        gone(pid).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_left_the_group_is_killed_with_a_command_that_is_dropped() {
+    let nest = Nest::new("trap '' TERM;");
+    let started = start(&nest.ready).unwrap();
+    let pids = nest.pids().await;
+    drop(started);
+    for pid in pids {
+        gone(pid).await;
+    }
+}
+
+/// What a command leaves behind on purpose when it has ended by itself.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_daemon_outlives_its_command() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("pid");
+    let shown = file.display();
+    let text = format!(
+        "setsid sh -c 'echo $$ > {shown}; exec sleep 1000' >/dev/null 2>&1 & while [ ! -s {shown} ]; do :; done"
+    );
+    let seen = plain(&text).await;
+    assert_eq!(seen.finished.result["exitCode"], 0);
+    let pid = pid_in(&file);
+    assert!(lives(pid));
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
 /// T99 in small: a flood is cut, marked, and read to its end.
 #[tokio::test]
 async fn a_flood_is_cut_and_marked() {
