@@ -75,6 +75,7 @@ use crate::{
     telemetry::Redactor,
     tools::{
         ToolRunner,
+        host::running::Register,
         inbound::{self as tools_inbound, ToolService},
         outbound::{self as tools_outbound, Tools},
     },
@@ -254,6 +255,7 @@ impl Node {
                 .map(|bridge| Arc::new(bridge) as Arc<dyn ToolRunner>),
             tags: tags_of(view.clone()),
             budgets: budgets.clone(),
+            running: Register::open(&state),
             audit: audit.clone(),
             desk: desk.clone(),
             tasks: tasks.clone(),

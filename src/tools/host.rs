@@ -7,4 +7,5 @@ pub mod denied;
 pub mod exec;
 pub mod files;
 pub mod place;
+pub mod running;
 mod tree;

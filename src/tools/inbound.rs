@@ -24,6 +24,7 @@ use super::{
         denied::Denied,
         exec, files,
         place::{Last, Place, Places, Refusal, missing},
+        running::Register,
     },
     quota::{Counts, Slot},
 };
@@ -62,6 +63,8 @@ pub struct Parts {
     pub tags: TagsOf,
     /// What rules let callers have.
     pub budgets: Budgets,
+    /// Where running commands are written down.
+    pub running: Register,
     /// Where it is recorded.
     pub audit: Audit,
     /// Where requests wait for a person.
@@ -528,7 +531,7 @@ impl ToolService {
         let at = rules.clone();
         match work {
             Work::Exec(ready) => {
-                let started = exec::start(&ready).map_err(|error| {
+                let started = exec::start(&ready, &self.0.parts.running).map_err(|error| {
                     Failure::not_started(
                         Code::InvalidRequest,
                         format!("the command cannot be started: {}", error.kind()),

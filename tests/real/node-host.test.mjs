@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { existsSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
-import { folder, missing, until } from './support/places.mjs';
+import { folder, freePort, missing, until } from './support/places.mjs';
 import { Sidecar } from './support/sidecar.mjs';
 
 const alive = (pid) => {
@@ -24,7 +24,8 @@ const exec = async (home, body, signal) => {
   return { status: answer.status, ...(await answer.json()) };
 };
 // Writes down its number and starts two more of itself, one of them in a session of its own, as often as
-// the second word says; whoever started something waits for it. With 2: seven processes in four sessions.
+// the second word says; whoever started something waits for it. With 2: seven processes in four sessions,
+// and three that wait for one of them.
 const NEST = `echo $$ >> "$1"
 [ "$2" -gt 0 ] || exec sleep 1000
 setsid sh "$0" "$1" $(($2 - 1)) &
@@ -70,5 +71,29 @@ describe('commands and the machine', { skip: missing.binary(), timeout: 120_000 
     client.abort();
     await until('all of them to be gone', 6000, () => !pids.some(alive));
     console.log(`# from the client's end at home to seven processes gone at office: ${Date.now() - at} ms`);
+  });
+
+  test('what_a_killed_node_left_running_is_ended_by_the_next', async (t) => {
+    const root = realpathSync(folder('lent'));
+    const node = await Sidecar.start({ ...office({ roots: [root] }), listenPort: await freePort() });
+    t.after(() => node.stop());
+    const home = await homeOf(node);
+    t.after(() => home.stop());
+    const nest = nestIn(root);
+    exec(home, nest.body).catch(() => {});
+    const pids = await nest.started();
+    process.kill(node.endpoint.pid, 'SIGKILL');
+    await node.child.ended;
+    assert.ok(pids.every(alive), 'nothing else ends them');
+    const at = Date.now();
+    await node.up();
+    assert.ok(!pids.some(alive), 'they are gone before the node is ready');
+    console.log(`# from the start of the next node to its first answer, seven processes ended: ${Date.now() - at} ms`);
+    assert.match(node.child.output, /the node was killed while this command ran.*processes=10/);
+    const again = await until('office to answer', 15_000, async () => {
+      const answer = await exec(home, { argv: ['true'] });
+      return answer.outcome === 'completed' && answer;
+    });
+    assert.equal(again.exitCode, 0);
   });
 });

@@ -53,7 +53,7 @@ use clawmatrix::{
     state::StateDir,
     tools::{
         ToolRunner,
-        host::command::Commands,
+        host::{command::Commands, running::Register},
         inbound::{self as tools_inbound, ToolService},
         outbound::{self as tools_outbound, Tools},
     },
@@ -265,6 +265,7 @@ impl Node {
             gateway: setup.gateway,
             tags: Arc::new(|_| vec![]),
             budgets: setup.budgets.clone(),
+            running: Register::default(),
             audit: audit.clone(),
             desk: setup.desk.clone(),
             tasks: tasks.clone(),

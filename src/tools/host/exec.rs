@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     bounds::{self, HELPER_TIMEOUT, Limits},
     command::Ready,
+    running::{Noted, Register},
     tree::Tree,
 };
 use crate::{
@@ -44,21 +45,20 @@ pub struct Started {
     /// None only when the thread that was to end it died, and killed it. Before `child`, which is killed when it
     /// is dropped: what it started is found through it.
     tree: Option<Tree>,
-    /// None only when the thread that was to end it died, and killed it. Before `child`, which is killed when it
-    /// is dropped: what it started is found through it.
-    tree: Option<Tree>,
     child: Child,
+    /// Forgotten last.
+    _noted: Option<Noted>,
     /// From the helper, if there is one.
     line: Option<UnixStream>,
     begun: Instant,
     limit: Duration,
 }
 
-/// Starts a command.
+/// Starts a command, which is among those `running` until it has ended.
 ///
 /// # Errors
 /// As the system says; nothing runs then.
-pub fn start(ready: &Ready) -> io::Result<Started> {
+pub fn start(ready: &Ready, running: &Register) -> io::Result<Started> {
     let limits = Limits::of(&ready.bounds, ready.limit);
     let (mut command, input, line) = match &ready.bounds.confined {
         Some(confined) => {
@@ -94,6 +94,7 @@ pub fn start(ready: &Ready) -> io::Result<Started> {
     }
     Ok(Started {
         child,
+        _noted: running.note(&tree),
         tree: Some(tree),
         line,
         begun: Instant::now(),

@@ -30,7 +30,7 @@ struct Seen {
 async fn run(ready: &Ready, most: usize, stop: &CancellationToken) -> Seen {
     let (sender, mut events) = mpsc::channel(EVENTS);
     let begun = std::time::SystemTime::now();
-    let started = start(ready).unwrap();
+    let started = start(ready, &Register::default()).unwrap();
     let follow = async move { started.follow(&sender, stop, most).await };
     let read = async {
         let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -194,7 +194,7 @@ async fn a_dropped_command_is_killed_with_its_children() {
         "trap '' TERM; sh -c 'echo $$ > {}; sleep 60'; :",
         file.display()
     );
-    let started = start(&shell(&text)).unwrap();
+    let started = start(&shell(&text), &Register::default()).unwrap();
     let pid = pid_in(&file);
     assert!(lives(pid));
     drop(started);
@@ -285,7 +285,7 @@ async fn what_left_the_group_ends_when_time_is_up_even_if_it_does_not_listen() {
 #[tokio::test]
 async fn what_left_the_group_is_killed_with_a_command_that_is_dropped() {
     let nest = Nest::new("trap '' TERM;");
-    let started = start(&nest.ready).unwrap();
+    let started = start(&nest.ready, &Register::default()).unwrap();
     let pids = nest.pids().await;
     drop(started);
     for pid in pids {
@@ -324,7 +324,7 @@ async fn a_flood_is_cut_and_marked() {
 #[tokio::test]
 async fn a_silent_command_is_said_to_be_alive() {
     let (sender, mut events) = mpsc::channel(EVENTS);
-    let started = start(&shell("sleep 60")).unwrap();
+    let started = start(&shell("sleep 60"), &Register::default()).unwrap();
     let stop = CancellationToken::new();
     tokio::time::pause();
     let follow = started.follow(&sender, &stop, 1);
@@ -343,7 +343,7 @@ async fn a_reader_that_stops_does_not_stop_the_clock() {
     let (sender, mut events) = mpsc::channel(EVENTS);
     let mut ready = shell("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done");
     ready.limit = Duration::from_millis(300);
-    let started = start(&ready).unwrap();
+    let started = start(&ready, &Register::default()).unwrap();
     let stop = CancellationToken::new();
     let follow = started.follow(&sender, &stop, usize::MAX);
     tokio::pin!(follow);

@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+
+use super::Mark;
 
 /// Looks until all of it stands still: what the system holds does not stop.
 const STOPS: usize = 30;
@@ -32,6 +32,7 @@ struct Seen {
     process: Process,
     parent: i32,
     group: i32,
+    session: i32,
     state: u8,
     threads: u64,
 }
@@ -41,7 +42,7 @@ impl Seen {
         Self::read(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// Of `PID (name) state parent group …`; a name may hold anything.
+    /// Of `PID (name) state parent group session …`; a name may hold anything.
     fn read(pid: i32, stat: &[u8]) -> Option<Self> {
         let end = stat.iter().rposition(|byte| *byte == b')')?;
         let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
@@ -54,6 +55,7 @@ impl Seen {
             },
             parent: field(1)?.parse().ok()?,
             group: field(2)?.parse().ok()?,
+            session: field(3)?.parse().ok()?,
             state: *field(0)?.as_bytes().first()?,
             threads: field(17)?.parse().ok()?,
         })
@@ -74,6 +76,8 @@ impl Seen {
 #[derive(Debug)]
 pub(super) struct Found {
     leader: Process,
+    /// Its session, and that of its whole group.
+    session: i32,
     /// Those that were seen: they stay ours when their parents end.
     known: BTreeSet<Process>,
 }
@@ -81,11 +85,33 @@ pub(super) struct Found {
 impl Found {
     /// Of the process `leader`, which is there or not yet waited for, and leads a group.
     pub(super) fn new(leader: Pid) -> Option<Self> {
-        let leader = Seen::at(leader.as_raw_nonzero().get())?.process;
+        let seen = Seen::at(leader.as_raw_nonzero().get())?;
         Some(Self {
-            leader,
+            leader: seen.process,
+            session: seen.session,
             known: BTreeSet::new(),
         })
+    }
+
+    /// Of a command that was written down, and may have gone.
+    pub(super) fn of(mark: Mark) -> Self {
+        Self {
+            leader: Process {
+                pid: mark.pid,
+                start: mark.start,
+            },
+            session: mark.session,
+            known: BTreeSet::new(),
+        }
+    }
+
+    /// How it is written down.
+    pub(super) const fn mark(&self) -> Mark {
+        Mark {
+            pid: self.leader.pid,
+            start: self.leader.start,
+            session: self.session,
+        }
     }
 
     /// Asks what is there to end; false when nothing can be seen.
@@ -99,14 +125,14 @@ impl Found {
         !self.known.is_empty()
     }
 
-    /// Kills what is there until nothing is left.
-    pub(super) fn kill(&mut self) {
+    /// Kills what is there until nothing is left, and tells how many processes are known.
+    pub(super) fn kill(&mut self) -> usize {
         self.stop();
         for _ in 0..KILLS {
             let mut left = self.look();
             left.retain(Seen::lives);
             if left.is_empty() {
-                return;
+                return self.known.len();
             }
             for seen in &left {
                 send(seen.process, Signal::KILL);
@@ -117,6 +143,7 @@ impl Found {
             pid = self.leader.pid,
             "the system still holds what a command started and what was killed"
         );
+        self.known.len()
     }
 
     /// Stops what is there until nothing runs.
@@ -136,10 +163,17 @@ impl Found {
 
     /// What is there now.
     fn look(&mut self) -> Vec<Seen> {
-        let found = members(&all(), self.leader, &self.known);
+        let found = members(&all(), self);
         self.known.extend(found.iter().map(|seen| seen.process));
         found
     }
+}
+
+/// Names this start of the system.
+pub(in super::super) fn boot() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let id = id.trim();
+    (!id.is_empty()).then(|| id.to_owned())
 }
 
 /// Every process there is.
@@ -151,20 +185,23 @@ fn all() -> Vec<Seen> {
 }
 
 /// The leader, its group, those known before, and what all of these started.
-fn members(all: &[Seen], leader: Process, known: &BTreeSet<Process>) -> Vec<Seen> {
+fn members(all: &[Seen], of: &Found) -> Vec<Seen> {
+    let leader = of.leader;
     // A number that another process has now is the number of another group.
     let led = !all
         .iter()
         .any(|seen| seen.process.pid == leader.pid && seen.process != leader);
+    let in_group = |seen: &Seen| {
+        led && seen.group == leader.pid
+            && seen.session == of.session
+            && seen.process.start >= leader.start
+    };
     let us = std::process::id().cast_signed();
     let mut children: HashMap<i32, Vec<&Seen>> = HashMap::new();
     let mut next: Vec<&Seen> = Vec::new();
     for seen in all.iter().filter(|seen| seen.process.pid != us) {
         children.entry(seen.parent).or_default().push(seen);
-        if seen.process == leader
-            || (led && seen.group == leader.pid)
-            || known.contains(&seen.process)
-        {
+        if seen.process == leader || in_group(seen) || of.known.contains(&seen.process) {
             next.push(seen);
         }
     }
@@ -206,14 +243,19 @@ mod tests {
             },
             parent,
             group,
+            session: 1,
             state: b'S',
             threads: 1,
         }
     }
 
     fn pids(all: &[Seen], known: &[Seen]) -> Vec<i32> {
-        let known = known.iter().map(|seen| seen.process).collect();
-        let mut pids: Vec<i32> = members(all, seen(100, 1, 100).process, &known)
+        let found = Found {
+            leader: seen(100, 1, 100).process,
+            session: 1,
+            known: known.iter().map(|seen| seen.process).collect(),
+        };
+        let mut pids: Vec<i32> = members(all, &found)
             .iter()
             .map(|seen| seen.process.pid)
             .collect();
@@ -255,13 +297,19 @@ mod tests {
         let mut known = seen(102, 1, 102);
         known.process.start -= 1;
         assert_eq!(pids(&all, &[known]), [0_i32; 0]);
+        // A group whose leader has gone: of another session, or older than ours.
+        let (mut elsewhere, mut older) = (seen(101, 1, 100), seen(102, 1, 100));
+        elsewhere.session = 2;
+        older.process.start = 999;
+        assert_eq!(pids(&[elsewhere, older, seen(103, 1, 100)], &[]), [103]);
     }
 
     #[test]
     fn a_line_of_proc_is_read_whatever_the_name_is() {
         let line = b"42 (a) b (c) T 7 40 3 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 9 0 123456 1 2";
         let read = Seen::read(42, line).unwrap();
-        assert_eq!((read.process.start, read.parent, read.group), (123_456, 7, 40));
+        assert_eq!((read.process.start, read.parent), (123_456, 7));
+        assert_eq!((read.group, read.session), (40, 3));
         assert!(read.lives() && !read.runs());
         assert_eq!(read.threads, 9);
         assert_eq!(Seen::read(42, b"42 (x) S 7"), None);
