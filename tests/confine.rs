@@ -16,11 +16,16 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use clawmatrix::{
+    audit::Audit,
     config::{Config, Source},
+    crypto::identity::Identity,
+    drain::Tasks,
+    state::StateDir,
     tools::host::bounds,
 };
 use local_node::{Cable, Node, Setup, join};
@@ -40,6 +45,10 @@ struct World {
 impl World {
     /// Office confines commands with `helper`, and `more` in `toolProxy`.
     async fn new(helper: &Path, more: Value) -> Self {
+        Self::recorded(helper, more, Audit::off()).await
+    }
+
+    async fn recorded(helper: &Path, more: Value, audit: Audit) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let base = temp.path().canonicalize().unwrap();
         let (root, outside) = (base.join("root"), base.join("outside"));
@@ -48,6 +57,7 @@ impl World {
         fs::write(outside.join("secret"), "outside").unwrap();
         symlink(outside.join("secret"), root.join("link")).unwrap();
         let mut proxy = json!({"enabled": true, "roots": [root], "confine": true});
+        // What is named there takes the place of what is here.
         proxy
             .as_object_mut()
             .unwrap()
@@ -59,16 +69,17 @@ impl World {
             env: &|_| None,
         };
         let mut setup = Setup::new("office");
+        setup.audit = audit;
         setup.tools = Config::from_value(whole, &source).unwrap().tools;
         // This process is a test; the helper is the real program.
         setup
             .tools
             .commands
             .bounds
-            .confined
+            .helper
             .as_mut()
             .unwrap()
-            .helper = helper.to_owned();
+            .program = helper.to_owned();
         let office = Node::start(setup).await;
         let home = Node::start(Setup::new("home")).await;
         let cable = join(&home, &office, 1.0);
@@ -221,6 +232,50 @@ async fn a_confined_command_begins_as_any_other() {
         (504, &json!("timeout")),
         "{body}"
     );
+}
+
+/// Limits alone need no Landlock, and take nothing else away.
+#[tokio::test]
+async fn a_limited_command_is_bound_before_its_first_instruction() {
+    let limits = json!({"confine": false, "maxProcesses": 64, "maxMemoryBytes": 1_000_000_000});
+    let world = World::real(limits).await;
+    let (status, body) = world.ask(json!({"argv": ["cat", "/proc/self/limits"]})).await;
+    assert_eq!(status, 200, "{body}");
+    let limits = body["stdout"].as_str().unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().next().unwrap()
+    };
+    assert_eq!(limit("Max processes"), "64");
+    assert_eq!(limit("Max address space"), "1000000000");
+    assert_eq!(limit("Max core file size"), "0");
+    let (_, body) = world.sh(&format!("cat {}", world.secret())).await;
+    assert_eq!(body["stdout"], "outside", "{body}");
+    let (_, body) = world.sh("exit 3").await;
+    assert_eq!(body["exitCode"], 3, "{body}");
+    let (status, body) = world.ask(json!({"argv": ["no-such-program"]})).await;
+    assert_eq!(status, 400, "{body}");
+}
+
+/// The helper is started while the record is written, and runs nothing when that fails.
+#[tokio::test]
+async fn a_command_that_cannot_be_recorded_never_begins() {
+    let temp = tempfile::tempdir().unwrap();
+    let state = StateDir::open(temp.path()).unwrap();
+    let writer = Tasks::new();
+    let audit = Audit::open(&state, Arc::new(Identity::generate()), &writer).unwrap();
+    // Nobody writes any more.
+    writer.close(Duration::ZERO).await;
+    let helper = Path::new(env!("CARGO_BIN_EXE_clawmatrix"));
+    let limits = json!({"confine": false, "maxProcesses": 4096});
+    let world = World::recorded(helper, limits, audit).await;
+    let (status, body) = world.sh("touch made").await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (503, &json!("audit_unavailable")),
+        "{body}"
+    );
+    assert!(!world.root.join("made").exists());
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ use crate::{
     ids::NodeId,
     tools::{
         can::{Answer, Question},
+        host::running::Register,
         inbound::{Parts, ToolService},
     },
     trust::Level,
@@ -106,6 +107,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         gateway: None,
         tags: Arc::new(|_| Vec::new()),
         budgets: Budgets::default(),
+        running: Register::default(),
         audit: Audit::off(),
         desk: Desk::unmanned(),
         tasks: Tasks::new(),

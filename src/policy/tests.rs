@@ -479,14 +479,36 @@ fn commands_are_confined_to_folders_that_are_named() {
     let bound = config(&bound).unwrap();
     let bounds = &bound.tools.commands.bounds;
     assert_eq!((bounds.processes, bounds.memory), (64, Some(1 << 30)));
-    let confined = bounds.confined.as_ref().unwrap();
-    assert_eq!(confined.roots, [Path::new("/srv")]);
+    let helper = bounds.helper.as_ref().unwrap();
+    assert_eq!(helper.roots, Some(vec!["/srv".into()]));
     // It is said at the start when it cannot be done.
     let told = bound
         .warnings
         .iter()
         .any(|w| w.contains("`toolProxy.confine`"));
     assert_eq!(told, crate::tools::host::bounds::supported().is_err());
+}
+
+/// What the operator chose holds from the first instruction of a command on.
+#[test]
+fn chosen_limits_are_in_place_before_a_command_begins() {
+    use crate::tools::host::bounds;
+
+    for (key, value) in [("maxProcesses", 64), ("maxMemoryBytes", 1 << 30)] {
+        let bound = config(&json!({"enabled": true, "roots": ["/srv"], key: value})).unwrap();
+        let helper = &bound.tools.commands.bounds.helper;
+        assert_eq!(helper.is_some(), bounds::LIMITS, "{key}");
+        assert!(helper.iter().all(|helper| helper.roots.is_none()), "{key}");
+        let told = bound
+            .warnings
+            .iter()
+            .any(|w| w.contains("`toolProxy.maxProcesses` binds nothing"));
+        assert_eq!(
+            told,
+            key == "maxProcesses" && !bounds::counts_processes(),
+            "{key}"
+        );
+    }
 }
 
 /// T96

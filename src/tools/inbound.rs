@@ -22,7 +22,8 @@ use super::{
     host::{
         command::{self, Commands, Ready, Surroundings, Wanted},
         denied::Denied,
-        exec, files,
+        exec::{self, Started},
+        files,
         place::{Last, Place, Places, Refusal, missing},
         running::Register,
     },
@@ -129,7 +130,8 @@ struct Rules {
 
 /// What is done once it is allowed.
 enum Work {
-    Exec(Ready),
+    /// And the command itself, where it waits for the word to begin.
+    Exec(Ready, Option<Box<Started>>),
     Read(super::args::Read, Place),
     Write(String, Place),
     Edit(super::args::Edit, Place),
@@ -298,14 +300,14 @@ impl ToolService {
             if verdict.effect == Effect::Deny {
                 return Err(self.refusal(&name, verdict));
             }
-            let work = judged.work?;
+            let mut work = judged.work?;
             if !verdict.runs() {
                 // A person may take minutes: others may use the place meanwhile.
                 drop(slot);
                 let parked = self.park(ask, subject, verdict, &work, entry.clone())?;
                 return Ok(self.wait(parked));
             }
-            self.admit(&mut slot, verdict, &entry).await?;
+            self.admit(&mut slot, verdict, &mut work, &entry).await?;
             Ok(self.run(&rules, ask, work, slot, entry.clone()))
         };
         begun.await.inspect_err(|failure| {
@@ -313,19 +315,43 @@ impl ToolService {
         })
     }
 
-    /// Counts a request that may happen, and records it.
+    /// Counts a request that may happen, and records it. A command that can wait for the word is started
+    /// meanwhile.
     async fn admit(
         &self,
         slot: &mut Slot,
         verdict: &Verdict,
+        work: &mut Work,
         entry: &Entry,
     ) -> Result<(), Failure> {
         slot.charge(&verdict.rule, verdict.quota)?;
-        if verdict.level > 0 {
-            // On the disk before it begins: what cannot be recorded is not done.
-            self.0.parts.audit.commit(entry.clone()).await?;
+        if verdict.level == 0 {
+            return Ok(());
         }
-        Ok(())
+        // On the disk before it begins: what cannot be recorded is not done.
+        let recorded = self.0.parts.audit.commit(entry.clone());
+        let held = async {
+            if let Work::Exec(ready, started) = work
+                && ready.bounds.helper.is_some()
+            {
+                // The writer goes first: its thread waits for the disk while we start a program.
+                tokio::task::yield_now().await;
+                *started = Some(Box::new(self.start(ready)?));
+            }
+            Ok(())
+        };
+        let (recorded, held) = tokio::join!(recorded, held);
+        recorded.and(held)
+    }
+
+    /// Starts a command.
+    fn start(&self, ready: &Ready) -> Result<Started, Failure> {
+        exec::start(ready, &self.0.parts.running).map_err(|error| {
+            Failure::not_started(
+                Code::InvalidRequest,
+                format!("the command cannot be started: {}", error.kind()),
+            )
+        })
     }
 
     /// The rule's name and nothing of its text (protocol 7.5).
@@ -421,7 +447,7 @@ impl ToolService {
         });
         Judged {
             verdict,
-            work: work.map(Work::Exec),
+            work: work.map(|ready| Work::Exec(ready, None)),
         }
     }
 
@@ -530,13 +556,11 @@ impl ToolService {
         let most = rules.output_bytes;
         let at = rules.clone();
         match work {
-            Work::Exec(ready) => {
-                let started = exec::start(&ready, &self.0.parts.running).map_err(|error| {
-                    Failure::not_started(
-                        Code::InvalidRequest,
-                        format!("the command cannot be started: {}", error.kind()),
-                    )
-                })?;
+            Work::Exec(ready, held) => {
+                let started = match held {
+                    Some(started) => *started,
+                    None => self.start(&ready)?,
+                };
                 started.follow(events, stop, most).await
             }
             Work::Read(read, place) => {

@@ -73,6 +73,21 @@ describe('commands and the machine', { skip: missing.binary(), timeout: 120_000 
     console.log(`# from the client's end at home to seven processes gone at office: ${Date.now() - at} ms`);
   });
 
+  test('what_left_its_group_ends_with_a_node_that_stops', async (t) => {
+    const root = realpathSync(folder('lent'));
+    const node = await Sidecar.start(office({ roots: [root] }));
+    t.after(() => node.stop());
+    const home = await homeOf(node);
+    t.after(() => home.stop());
+    const nest = nestIn(root);
+    const running = exec(home, nest.body);
+    const pids = await nest.started();
+    await node.stop();
+    assert.ok(!pids.some(alive));
+    assert.equal((await running).outcome, 'cancelled');
+    assert.doesNotMatch(readFileSync(join(node.stateDir, 'run/commands'), 'utf8').split('\n').slice(1).join(''), /\d/, 'nothing is left for the next one');
+  });
+
   test('what_a_killed_node_left_running_is_ended_by_the_next', async (t) => {
     const root = realpathSync(folder('lent'));
     const node = await Sidecar.start({ ...office({ roots: [root] }), listenPort: await freePort() });

@@ -44,8 +44,7 @@ pub struct ToolProxy {
     /// much more than they use. Default: no bound.
     #[schemars(title = "Memory of a command (bytes)", range(min = 16_777_216))]
     pub max_memory_bytes: Option<u64>,
-    /// Processes of the account while a command runs; root is not bound. Holds from the first instruction
-    /// only with `confine`.
+    /// Processes of the account while a command runs; root is not bound.
     #[schemars(title = "Processes", range(min = 8, max = 4_194_304), extend("default" = 4096))]
     pub max_processes: Option<u64>,
     /// Finer rules (protocol 8.1); when present they alone decide.

@@ -10,7 +10,7 @@ use crate::{
     config::{ToolConfig, problem::quote, raw},
     policy::{Args, Effect, Policy, ProgramRule, Quota, Rule, Who, command},
     tools::host::{
-        bounds::{self, Bounds, Confined},
+        bounds::{self, Bounds, Helper},
         command::Commands,
     },
     trust::Level,
@@ -109,12 +109,19 @@ fn bounds(
             bounds::CONFINE
         ));
     }
+    let limited = proxy.max_memory_bytes.is_some() || proxy.max_processes.is_some();
+    if proxy.max_processes.is_some() && enabled && !bounds::counts_processes() {
+        check.warnings.push(format!(
+            "`{}` binds nothing: the system does not count the processes of root; run the node under an account of its own, or set `TasksMax` in its systemd unit",
+            bounds::MAX_PROCESSES
+        ));
+    }
     Bounds {
         memory: proxy.max_memory_bytes,
         processes: proxy.max_processes.unwrap_or(bounds::PROCESSES),
-        confined: confine.then(|| Confined {
-            roots: roots.to_vec(),
-            helper: bounds::OURSELVES.into(),
+        helper: (confine || (limited && bounds::LIMITS)).then(|| Helper {
+            program: bounds::OURSELVES.into(),
+            roots: confine.then(|| roots.to_vec()),
         }),
     }
 }

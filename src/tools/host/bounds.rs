@@ -1,18 +1,18 @@
 //! What a command may use of the machine, and where its files end (protocol 8.3).
 //!
-//! Limits of a process are set from outside, right after its start. Where a command is to be confined to
-//! `roots`, the node starts itself anew as a small helper, which takes everything upon itself that must be
-//! in place before the first instruction of the command, and then becomes the command:
+//! Where something must be in place before the first instruction of a command (folders it is confined
+//! to, limits the operator chose), the node starts itself anew as a small helper, which takes all of that
+//! upon itself and then becomes the command:
 //!
 //! ```text
-//! node --spawn--> helper: dies with the node, limits, Landlock --exec--> the command
+//! node --spawn--> helper: dies with the node, Landlock -- hears that it may --> limits --exec--> the command
 //!        <-- says what went wrong, or nothing --'
 //! ```
-//! The helper is the one way to do this without `unsafe` code between fork and exec. It is used for
-//! confined commands only, since it costs a second start of a program.
+//! It waits for the word, so that it can be started while the audit record is written, and runs nothing
+//! when that fails. The helper is the one way to do this without `unsafe` code between fork and exec. It
+//! costs a second start of a program, so the usual limits alone are set from outside, right after the start.
 
 use std::{
-    convert::Infallible,
     ffi::OsString,
     fs::File,
     os::{
@@ -36,6 +36,12 @@ pub const HELPER: &str = "confined";
 pub const OURSELVES: &str = "/proc/self/exe";
 /// Name of the setting, where a rule is named.
 pub const CONFINE: &str = "toolProxy.confine";
+/// Whether a process can be limited here as operators want it.
+pub const LIMITS: bool = cfg!(target_os = "linux");
+/// What tells the helper to become the command.
+pub(super) const GO: [u8; 1] = *b"!";
+/// Name of the setting, where a rule is named.
+pub const MAX_PROCESSES: &str = "toolProxy.maxProcesses";
 /// Processes of the account while a command runs, unless the configuration says otherwise.
 pub const PROCESSES: u64 = 4096;
 /// Asked for once: the answer takes reading the files of control groups.
@@ -51,17 +57,17 @@ pub struct Bounds {
     pub memory: Option<u64>,
     /// Processes of the account.
     pub processes: u64,
-    /// Folders it and all it starts are confined to, by the helper; none: the account's rights.
-    pub confined: Option<Confined>,
+    /// Starts commands where the operator chose any of this; none: with the usual limits, from outside.
+    pub helper: Option<Helper>,
 }
 
-/// Where a confined command may read and write.
+/// What starts a command that is bound from its first instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Confined {
-    /// The folders.
-    pub roots: Vec<PathBuf>,
-    /// The helper.
-    pub helper: PathBuf,
+pub struct Helper {
+    /// The program.
+    pub program: PathBuf,
+    /// Folders a command and all it starts are confined to; none: the account's rights.
+    pub roots: Option<Vec<PathBuf>>,
 }
 
 impl Default for Bounds {
@@ -69,7 +75,7 @@ impl Default for Bounds {
         Self {
             memory: None,
             processes: PROCESSES,
-            confined: None,
+            helper: None,
         }
     }
 }
@@ -100,7 +106,7 @@ impl Limits {
 struct Task {
     /// Process id of the node.
     node: i32,
-    roots: Vec<PathBuf>,
+    roots: Option<Vec<PathBuf>>,
     limits: Limits,
 }
 
@@ -110,7 +116,9 @@ struct Task {
 enum Fault {
     /// It could not be confined.
     Confine(String),
-    /// It is confined and cannot be started.
+    /// It could not be bound otherwise.
+    Bind(String),
+    /// It is bound and cannot be started.
     Start(String),
 }
 
@@ -118,10 +126,10 @@ enum Fault {
 ///
 /// # Errors
 /// A folder whose name is no text.
-pub(super) fn helper_args(confined: &Confined, limits: Limits) -> std::io::Result<[OsString; 2]> {
+pub(super) fn helper_args(helper: &Helper, limits: Limits) -> std::io::Result<[OsString; 2]> {
     let task = Task {
         node: std::process::id().cast_signed(),
-        roots: confined.roots.clone(),
+        roots: helper.roots.clone(),
         limits,
     };
     Ok([HELPER.into(), serde_json::to_string(&task)?.into()])
@@ -141,8 +149,19 @@ pub(super) fn fault(said: &[u8]) -> Option<Failure> {
             tracing::error!(why, "commands cannot be confined here, so none runs");
             cannot()
         }
-        Err(_) => cannot(),
+        Ok(Fault::Bind(why)) => {
+            tracing::error!(why, "commands cannot be bound here, so none runs");
+            cannot_bind()
+        }
+        Err(_) => cannot_bind(),
     })
+}
+
+fn cannot_bind() -> Failure {
+    Failure::not_started(
+        Code::PolicyDenied,
+        "the node is to limit commands and cannot, so it runs none",
+    )
 }
 
 /// The refusal of a node that cannot do what its configuration asks for.
@@ -154,19 +173,21 @@ pub(super) fn cannot() -> Failure {
 }
 
 /// The helper: `confined TASK PROGRAM NAME ARGS…`, with the command's environment and folder, and as
-/// standard input a socket that the node reads. Comes back only when the command did not begin.
+/// standard input a socket to the node. Comes back only when the command did not begin.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     // The copy is closed by the start of the command; the node reads the end of it then.
     let Ok(line) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else {
         return ExitCode::FAILURE;
     };
-    let Err(fault) = begin(args);
-    // A node that has gone needs no answer.
-    let _ = serde_json::to_writer(&mut Line(line), &fault);
+    let mut line = Line(line);
+    if let Some(fault) = begin(args, &mut line) {
+        // A node that has gone needs no answer.
+        let _ = serde_json::to_writer(line, &fault);
+    }
     ExitCode::FAILURE
 }
 
-/// Where the helper writes.
+/// Where the helper hears the node and answers it.
 struct Line(OwnedFd);
 
 impl std::io::Write for Line {
@@ -179,25 +200,67 @@ impl std::io::Write for Line {
     }
 }
 
-fn begin(mut args: impl Iterator<Item = OsString>) -> Result<Infallible, Fault> {
-    let confine =
-        |what: &str, why: &dyn std::fmt::Display| Fault::Confine(format!("{what}: {why}"));
+impl Line {
+    /// Waits until the command may begin; false when it may not.
+    fn hear(&self) -> bool {
+        loop {
+            let mut word = [0];
+            match rustix::io::read(&self.0, &mut word) {
+                Ok(1) => return word == GO,
+                Ok(_) => return false,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// Becomes the command; none when it may not.
+fn begin(mut args: impl Iterator<Item = OsString>, line: &mut Line) -> Option<Fault> {
+    // The word comes last: whoever gives it counts on all the rest.
+    let ready = ready(&mut args).map(|ready| line.hear().then_some(ready));
+    let (task, mut command) = match ready {
+        Ok(Some(ready)) => ready,
+        Ok(None) => return None,
+        Err(fault) => return Some(fault),
+    };
+    // Last: what bounds the command need not be enough for the helper.
+    if let Err(error) = limit(None, task.limits) {
+        return Some(Fault::Bind(format!("limits: {error}")));
+    }
+    let error = command.exec();
+    Some(Fault::Start(error.kind().to_string()))
+}
+
+/// Does what the helper must do before it becomes the command, but for the limits.
+fn ready(args: &mut impl Iterator<Item = OsString>) -> Result<(Task, Command), Fault> {
+    let bind = |what: &str, why: &dyn std::fmt::Display| Fault::Bind(format!("{what}: {why}"));
     let no_input = File::open("/dev/null").and_then(|null| Ok(rustix::stdio::dup2_stdin(null)?));
-    no_input.map_err(|error| confine("standard input", &error))?;
+    no_input.map_err(|error| bind("standard input", &error))?;
     let task = args.next().unwrap_or_default();
     let task: Task =
-        serde_json::from_slice(task.as_encoded_bytes()).map_err(|error| confine("task", &error))?;
+        serde_json::from_slice(task.as_encoded_bytes()).map_err(|error| bind("task", &error))?;
     let (Some(program), Some(name)) = (args.next(), args.next()) else {
-        return Err(Fault::Confine("no program".to_owned()));
+        return Err(Fault::Bind("no program".to_owned()));
     };
-    die_with(task.node).map_err(|why| Fault::Confine(why.to_owned()))?;
-    linux::confine(&task.roots).map_err(Fault::Confine)?;
+    die_with(task.node).map_err(|why| Fault::Bind(why.to_owned()))?;
+    if let Some(roots) = &task.roots {
+        linux::confine(roots).map_err(Fault::Confine)?;
+    }
     let mut command = Command::new(program);
     command.arg0(name).args(args);
-    // Last: what bounds the command need not be enough for the helper.
-    limit(None, task.limits);
-    let error = command.exec();
-    Err(Fault::Start(error.kind().to_string()))
+    Ok((task, command))
+}
+
+/// Whether the system counts the processes of this account: it never counts those of the system's own root,
+/// whatever rights root has given up.
+#[must_use]
+pub fn counts_processes() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    // The root of a container with accounts of its own is another account to the system.
+    let mapped = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut first = mapped.split_ascii_whitespace();
+    !(root && (first.next(), first.next()) == (Some("0"), Some("0")))
 }
 
 /// Whether commands can be confined here; the error says why not. Makes a set of rules and throws it
@@ -236,13 +299,13 @@ const fn die_with(_node: i32) -> Result<(), &'static str> {
 /// Sets the limits of a command from outside. Best effort: one that has ended needs none.
 pub(super) fn limit_group(leader: Option<Pid>, limits: Limits) {
     if leader.is_some() {
-        limit(leader, limits);
+        let _ = limit(leader, limits);
     }
 }
 
 /// Sets the limits of a process; none: this one. A hard limit that is lower stays.
 #[cfg(target_os = "linux")]
-fn limit(process: Option<Pid>, limits: Limits) {
+fn limit(process: Option<Pid>, limits: Limits) -> rustix::io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 
     let most = |resource, wanted: u64| {
@@ -252,19 +315,21 @@ fn limit(process: Option<Pid>, limits: Limits) {
             current: value,
             maximum: value,
         };
-        let _ = prlimit(process, resource, limits);
+        prlimit(process, resource, limits).map(drop)
     };
-    most(Resource::Core, 0);
-    most(Resource::Cpu, limits.cpu);
-    most(Resource::Nproc, limits.processes);
-    if let Some(bytes) = limits.memory {
-        most(Resource::As, bytes);
-    }
+    most(Resource::Core, 0)?;
+    most(Resource::Cpu, limits.cpu)?;
+    most(Resource::Nproc, limits.processes)?;
+    limits
+        .memory
+        .map_or(Ok(()), |bytes| most(Resource::As, bytes))
 }
 
 /// The system has no way to limit another process.
 #[cfg(not(target_os = "linux"))]
-fn limit(_process: Option<Pid>, _limits: Limits) {}
+const fn limit(_process: Option<Pid>, _limits: Limits) -> rustix::io::Result<()> {
+    Ok(())
+}
 
 #[cfg(not(target_os = "linux"))]
 mod linux {

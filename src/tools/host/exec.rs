@@ -12,7 +12,7 @@ use std::{io, process::Stdio, time::Duration};
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     process::{Child, Command},
     sync::mpsc,
@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    bounds::{self, HELPER_TIMEOUT, Limits},
+    bounds::{self, GO, HELPER_TIMEOUT, Limits},
     command::Ready,
     running::{Noted, Register},
     tree::Tree,
@@ -54,18 +54,19 @@ pub struct Started {
     limit: Duration,
 }
 
-/// Starts a command, which is among those `running` until it has ended.
+/// Starts a command, which is among those `running` until it has ended. One with a helper begins only when it
+/// is followed.
 ///
 /// # Errors
 /// As the system says; nothing runs then.
 pub fn start(ready: &Ready, running: &Register) -> io::Result<Started> {
     let limits = Limits::of(&ready.bounds, ready.limit);
-    let (mut command, input, line) = match &ready.bounds.confined {
-        Some(confined) => {
+    let (mut command, input, line) = match &ready.bounds.helper {
+        Some(helper) => {
             let (ours, theirs) = bounds::line()?;
-            let mut command = Command::new(&confined.helper);
+            let mut command = Command::new(&helper.program);
             command
-                .args(bounds::helper_args(confined, limits)?)
+                .args(bounds::helper_args(helper, limits)?)
                 .arg(&ready.program)
                 .args(&ready.argv);
             (command, theirs.into(), Some(UnixStream::from_std(ours)?))
@@ -172,6 +173,7 @@ impl Started {
         most: usize,
     ) -> Result<Finished, Failure> {
         if let Some(line) = self.line.take() {
+            self.begun = Instant::now();
             begun(line, stop).await?;
         }
         let mut out = Pipe::new(self.child.stdout.take());
@@ -276,12 +278,14 @@ impl Started {
     }
 }
 
-/// Waits until the helper has become the command.
+/// Lets the helper become the command, and waits until it has.
 ///
 /// # Errors
 /// What it says, when it has not.
-async fn begun(line: UnixStream, stop: &CancellationToken) -> Result<(), Failure> {
+async fn begun(mut line: UnixStream, stop: &CancellationToken) -> Result<(), Failure> {
     let mut said = Vec::new();
+    // One that has ended said why before.
+    let _ = line.write_all(&GO).await;
     let mut line = line.take(SAID_BYTES);
     let heard = tokio::select! {
         biased;

@@ -152,7 +152,8 @@ fn end_all(text: &str, boot: &str) {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::{
         os::unix::process::CommandExt as _,
@@ -236,7 +237,9 @@ mod tests {
         let running = Register::open(&state);
         let written = || std::fs::read_to_string(state.path(FILE)).unwrap();
         let tree = tree(&child);
-        let places: Vec<_> = (0..TOOLS_AT_ONCE + 1).map(|_| running.note(&tree)).collect();
+        let places: Vec<_> = (0..TOOLS_AT_ONCE + 1)
+            .map(|_| running.note(&tree))
+            .collect();
         assert!(places[TOOLS_AT_ONCE - 1].is_some() && places[TOOLS_AT_ONCE].is_none());
         assert_eq!(written().split_whitespace().count(), 1 + 3 * TOOLS_AT_ONCE);
         drop(places);

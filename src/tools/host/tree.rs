@@ -64,7 +64,9 @@ impl FromStr for Mark {
             session: session.parse().map_err(drop)?,
         };
         // 0 and 1 are no command of anybody.
-        (mark.pid > 1 && words.next().is_none()).then_some(mark).ok_or(())
+        (mark.pid > 1 && words.next().is_none())
+            .then_some(mark)
+            .ok_or(())
     }
 }
 

@@ -47,7 +47,7 @@ impl Touches {
     fn of(work: &Work) -> Self {
         let path = |place: &super::Place| vec![place.real.to_string_lossy().into_owned()];
         let words = match work {
-            Work::Exec(ready) => {
+            Work::Exec(ready, _) => {
                 let program = ready.program.to_string_lossy().into_owned();
                 let arguments = ready.argv.iter().skip(1).cloned();
                 std::iter::once(program).chain(arguments).collect()
@@ -59,7 +59,7 @@ impl Touches {
             Work::Other(..) => Vec::new(),
         };
         let workdir = match work {
-            Work::Exec(ready) => Some(ready.workdir.to_string_lossy().into_owned()),
+            Work::Exec(ready, _) => Some(ready.workdir.to_string_lossy().into_owned()),
             Work::Read(..)
             | Work::Write(..)
             | Work::Edit(..)
@@ -239,7 +239,7 @@ impl ToolService {
         if verdict.effect == Effect::Deny || verdict.level > level {
             return Err(self.refusal(name_of(&ask.call), &verdict));
         }
-        let work = work?;
+        let mut work = work?;
         if Touches::of(&work) != *touches {
             return Err(Failure::not_started(
                 Code::PolicyDenied,
@@ -249,7 +249,7 @@ impl ToolService {
                 ),
             ));
         }
-        self.admit(&mut slot, &verdict, entry).await?;
+        self.admit(&mut slot, &verdict, &mut work, entry).await?;
         Ok((rules, work, slot))
     }
 
