@@ -1,12 +1,13 @@
 //! Server-sent events as they are read: for answers that stream to the terminal, and from servers that
 //! run agents.
 
-/// The longest event that is held; a longer one is an error.
+/// The longest event that is held, unless whoever reads knows of longer ones; a longer one is an error.
 const EVENT_BYTES: usize = 8 << 20;
 
 /// Cuts a byte stream into events. Only `data` is kept: nothing here uses the other fields.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Events {
+    most: usize,
     line: Vec<u8>,
     data: Vec<u8>,
     lines: usize,
@@ -14,10 +15,27 @@ pub struct Events {
 
 /// An event grew beyond what is held.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an event is longer than 8 MiB")]
-pub struct TooLong;
+#[error("an event is longer than {0} MiB")]
+pub struct TooLong(usize);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::up_to(EVENT_BYTES)
+    }
+}
 
 impl Events {
+    /// Holds events of up to `most` bytes.
+    #[must_use]
+    pub const fn up_to(most: usize) -> Self {
+        Self {
+            most,
+            line: Vec::new(),
+            data: Vec::new(),
+            lines: 0,
+        }
+    }
+
     /// Takes bytes and gives the data of the events they complete. Looks at each byte once.
     ///
     /// # Errors
@@ -35,8 +53,8 @@ impl Events {
             self.line.clear();
         }
         self.line.extend_from_slice(rest);
-        if self.line.len() + self.data.len() > EVENT_BYTES {
-            return Err(TooLong);
+        if self.line.len() + self.data.len() > self.most {
+            return Err(TooLong(self.most >> 20));
         }
         Ok(events)
     }
@@ -81,5 +99,8 @@ mod tests {
         let mut events = Events::default();
         let piece = vec![b'x'; 1 << 20];
         assert!((0..9).any(|_| events.feed(&piece).is_err()));
+        let mut events = Events::up_to(10 << 20);
+        assert!((0..9).all(|_| events.feed(&piece).is_ok()));
+        assert_eq!(events.feed(&vec![b'x'; 2 << 20]), Err(TooLong(10)));
     }
 }

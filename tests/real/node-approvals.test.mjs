@@ -22,7 +22,7 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
   before(async () => {
     lent = realpathSync(mkdtempSync(join(folder('lent'), 'root-')));
     office = new Sidecar({ nodeId: 'office-01', listen: true, listenHost: '127.0.0.1', listenPort: await freePort(), llmGuard: true,
-      toolProxy: { enabled: true, roots: [lent], ask: ['exec'] } });
+      toolProxy: { enabled: true, roots: [lent], ask: ['exec', 'read'], maxOutputBytes: 16 << 20 } });
     env = environment({ HOME: office.dir, PATH: `${dirname(binary)}:${process.env.PATH}`, CLAWMATRIX_STATE_DIR: office.stateDir });
     for (const name of ['XDG_CONFIG_HOME', 'XDG_STATE_HOME']) delete env[name];
     keyFile = join(office.dir, '.config/clawmatrix/operator.key');
@@ -98,6 +98,19 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
     const again = await typed(approve, ['Passphrase', PASSPHRASE]);
     assert.match(again.stdout, /decided before/, again.output);
     await until('the record', 10_000, async () => (await office.cli('--json', 'audit', 'tail', '-n', '50')).stdout.includes('approved by'));
+  });
+
+  test('a_long_file_comes_whole_after_the_wait', async () => {
+    // More than a stream of events holds otherwise.
+    const text = 'abcdefghijklmno\n'.repeat(600_000);
+    writeFileSync(join(lent, 'long'), text);
+    const asking = start('read', 'office-01', 'long');
+    await until('the word of the wait', 15_000, () => asking.stderr.includes('waiting for approval on office-01'));
+    const done = await typed(commands()[2].replace('1f2e3d4c', await waiting()), ['Passphrase', PASSPHRASE]);
+    assert.equal(done.code, 0, done.output);
+    await asking.ended;
+    assert.equal(asking.code, 0, asking.stderr);
+    assert.ok(asking.stdout === text, `${asking.stdout.length} of ${text.length} bytes`);
   });
 
   test('a_denial_and_a_caller_that_leaves_run_nothing', async () => {
