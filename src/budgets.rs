@@ -21,7 +21,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-pub use self::ledger::{Account, Caps, Cost};
+pub use self::ledger::{Account, Caps, Cost, Usage};
 use self::ledger::{Entry, Ledger, Now};
 use crate::{state::StateDir, wire::code::Failure};
 
@@ -29,6 +29,9 @@ use crate::{state::StateDir, wire::code::Failure};
 const FILE: &str = "budgets.json";
 /// How often it is written when something changed.
 const WRITE_EVERY: Duration = Duration::from_secs(10);
+
+/// Bytes of a text for one token, where nobody says how many it was (protocol 8.5).
+pub const TOKEN_BYTES: u64 = 3;
 
 /// The counts of a node; cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +71,7 @@ pub struct Share {
 
 impl Share {
     /// Counts what came after the begin: bytes and tokens more, or tokens fewer than thought.
-    fn add(&self, bytes: u64, tokens: i64) {
+    pub fn add(&self, bytes: u64, tokens: i64) {
         let now = now();
         let mut books = self.budgets.books();
         books.ledger.add(&self.account, bytes, tokens, now);
@@ -114,6 +117,13 @@ impl Budgets {
     #[must_use]
     pub fn per_peer(&self) -> Caps {
         self.books().per_peer
+    }
+
+    /// What other nodes use now, and how long this day lasts.
+    #[must_use]
+    pub fn usage(&self) -> (Vec<Usage>, Duration) {
+        let now = now();
+        (self.books().ledger.usage(now), now.left())
     }
 
     /// Takes a place within `caps`, and counts what is known of the cost.

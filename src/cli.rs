@@ -30,6 +30,7 @@ mod status;
 mod terminal;
 mod token;
 mod trust;
+mod usage;
 mod version;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
@@ -80,6 +81,8 @@ enum Verb {
     Status,
     /// Print the peers as JSON.
     Peers,
+    /// What other nodes use of what this one lets them have.
+    Usage,
     /// List the models usable from here.
     Models(models::Args),
     /// List the agents that take tasks and messages.
@@ -167,6 +170,7 @@ fn dispatch(verb: Verb, context: &Context) -> Result<u8, CliError> {
         Verb::Setup(args) => setup::run(&args, context),
         Verb::Status => status::run(context),
         Verb::Peers => peers::run(context),
+        Verb::Usage => usage::run(context),
         Verb::Models(args) => models::run(&args, context),
         Verb::Agents => agents::run(context),
         Verb::Chat(args) => chat::run(&args, context),

@@ -13,6 +13,7 @@ pub mod status;
 pub mod tokens;
 pub mod tools;
 pub mod trust;
+mod usage;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use serde_json::{Map, Value};
 use self::{client::Client, metrics::MetricSource, status::Facts};
 use crate::{
     approvals::Desk,
+    budgets::Budgets,
     drain::Tasks,
     events::Events,
     exchange::{Lineage, NodeBudget},
@@ -70,6 +72,8 @@ pub struct Control {
     pub messages: Messages,
     /// Tools of other nodes, and ours.
     pub tools: Tools,
+    /// What others use of us.
+    pub budgets: Budgets,
     /// What waits here for a person.
     pub desk: Desk,
     /// What happens here.
@@ -164,9 +168,16 @@ impl Control {
                 require(grant, Scope::Read)?;
                 events::follow(&self.events, asked)
             }
-            "/metrics" | "/api/v1/status" | "/api/v1/peers" | "/api/v1/events" => {
-                Ok(method_not_allowed("GET", asked))
+            "/api/v1/usage" if reads => {
+                require(grant, Scope::Read)?;
+                let quotas = self.tools.service().quotas();
+                Ok(json(
+                    usage::usage(&self.budgets, &quotas, &self.facts),
+                    asked,
+                ))
             }
+            "/metrics" | "/api/v1/status" | "/api/v1/peers" | "/api/v1/events"
+            | "/api/v1/usage" => Ok(method_not_allowed("GET", asked)),
             "/api/v1/handoff" => {
                 if *method != Method::POST {
                     return Ok(method_not_allowed("POST", asked));

@@ -104,8 +104,10 @@ pub struct Verdict {
     pub env: Arc<[String]>,
     /// Whether arguments may hold control characters and the like.
     pub raw: bool,
-    /// How often and how many at once.
+    /// How much of it.
     pub quota: Quota,
+    /// The rule whose quota that is: another may have raised the level.
+    pub quota_of: Arc<str>,
 }
 
 impl Verdict {
@@ -185,6 +187,15 @@ impl Policy {
         self.split
     }
 
+    /// Rules that limit how much.
+    pub fn quotas(&self) -> impl Iterator<Item = (&Arc<str>, Quota)> {
+        let limited = |rule: &&Rule| rule.quota != Quota::default();
+        self.rules
+            .iter()
+            .filter(limited)
+            .map(|rule| (&rule.id, rule.quota))
+    }
+
     /// Judges one request.
     #[must_use]
     pub fn judge(&self, subject: &Subject, request: Request<'_>) -> Verdict {
@@ -217,6 +228,7 @@ impl Policy {
             env: rule.env.clone(),
             raw: rule.raw,
             quota: rule.quota,
+            quota_of: rule.id.clone(),
         };
         let asked = self
             .asks
@@ -241,6 +253,7 @@ impl Verdict {
     fn deny(rule: Arc<str>, note: Option<&'static str>) -> Self {
         Self {
             effect: Effect::Deny,
+            quota_of: rule.clone(),
             rule,
             level: 0,
             note,

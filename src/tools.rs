@@ -59,15 +59,18 @@ pub struct Finished {
     pub result: Value,
     /// Set when it ran and was stopped: its time was up.
     pub failure: Option<Failure>,
+    /// Bytes of output or content that were told before, where the tool ran here.
+    pub told: u64,
 }
 
 impl Finished {
-    /// It ended well.
+    /// It ended well, having told `told` bytes.
     #[must_use]
-    pub const fn well(result: Value) -> Self {
+    pub const fn well(result: Value, told: u64) -> Self {
         Self {
             result,
             failure: None,
+            told,
         }
     }
 }

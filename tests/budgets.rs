@@ -27,8 +27,13 @@ use serde_json::{Value, json};
 /// An answer of 60 tokens.
 const ANSWER: &str = r#"{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}],"usage":{"prompt_tokens":50,"completion_tokens":10,"total_tokens":60}}"#;
 
-/// Home, and office that lends a model and its tools within `caps`.
+/// Home, and office that lends a model and its tools within `budgets`.
 async fn world(budgets: &Budgets) -> (Node, Node, Cable, FakeProvider) {
+    lending(budgets, json!({"enabled": true})).await
+}
+
+/// The same with tools as `proxy` says.
+async fn lending(budgets: &Budgets, proxy: Value) -> (Node, Node, Cable, FakeProvider) {
     let provider = FakeProvider::start(vec![Script::json(200, ANSWER)]).await;
     let mut setup = Setup::new("office").lend("m", &provider.url(), "openai-completions");
     let source = Source {
@@ -36,7 +41,7 @@ async fn world(budgets: &Budgets) -> (Node, Node, Cable, FakeProvider) {
         folder: Path::new("/"),
         env: &|_| None,
     };
-    let whole = json!({"nodeId": "office", "secret": "vT2mQ9xLr4Kc8WzYp6NdBh3sJf7GaE5u", "toolProxy": {"enabled": true}});
+    let whole = json!({"nodeId": "office", "secret": "vT2mQ9xLr4Kc8WzYp6NdBh3sJf7GaE5u", "toolProxy": proxy});
     setup.tools = Config::from_value(whole, &source).unwrap().tools;
     setup.budgets = budgets.clone();
     let office = Node::start(setup).await;
@@ -141,6 +146,81 @@ async fn tokens_of_a_day_are_those_the_provider_tells() {
     let (again, _office, _cable, _) = world(&Budgets::load(state(), caps)).await;
     assert_eq!(chat(&again).await.0, 429);
     assert_eq!(provider.requests().len(), 4);
+}
+
+async fn usage(node: &Node) -> Value {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.get(node.url("/api/v1/usage"));
+    let answer = request.bearer_auth(&node.launch).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    answer.json().await.unwrap()
+}
+
+/// What a command prints counts under its rule, and both sides of a budget are shown.
+#[tokio::test]
+async fn bytes_of_a_rule_are_counted_and_shown() {
+    let budgets = Budgets::default();
+    let rule = json!({
+        "id": "print", "effect": "allow", "from": ["*"], "minTrust": "pinned", "action": ["tool:exec"],
+        "program": ["/usr/bin/*", "/bin/*"], "args": "any", "dangerous": true,
+        "limits": {"bytesPerDay": 5000, "tokensPerDay": 100_000, "perDay": 10},
+    });
+    let proxy = json!({"enabled": true, "rules": [rule]});
+    let (home, office, _cable, _provider) = lending(&budgets, proxy).await;
+    budgets.set_per_peer(Caps {
+        per_minute: Some(100),
+        ..Caps::default()
+    });
+    assert_eq!(usage(&office).await["peers"], json!([]));
+    let print = async || {
+        let body = json!({"node": "office", "argv": ["head", "-c", "3000", "/dev/zero"]});
+        post(&home, "/api/v1/tools/exec", body).await
+    };
+    for _ in 0..2 {
+        let (status, _, body) = print().await;
+        assert_eq!(status, 200, "{body}");
+    }
+    // Over by the second one, which had begun.
+    let (status, retry, body) = print().await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (429, &json!("budget_exceeded")),
+        "{body}"
+    );
+    assert!(retry.is_some());
+    let text = body["error"]["message"].as_str().unwrap();
+    assert!(
+        text.contains("rule `print` lets 5000 bytes a day through"),
+        "{text}"
+    );
+
+    let shown = usage(&office).await;
+    assert_eq!(
+        shown["limits"]["perPeer"],
+        json!({"requestsPerMinute": 100})
+    );
+    let limits = json!({"requestsPerDay": 10, "tokensPerDay": 100_000, "bytesPerDay": 5000});
+    assert_eq!(shown["limits"]["rules"], json!({"print": limits}));
+    let peers = shown["peers"].as_array().unwrap();
+    assert_eq!(peers.len(), 1, "{shown}");
+    let [all, print] = &peers[0]["usage"].as_array().unwrap()[..] else {
+        panic!("{shown}");
+    };
+    assert_eq!(all["rule"], Value::Null);
+    assert_eq!(
+        all["limits"],
+        json!({"requestsPerMinute": {"used": 3, "most": 100}})
+    );
+    assert_eq!(print["rule"], "print");
+    assert_eq!(
+        print["limits"]["requestsPerDay"],
+        json!({"used": 2, "most": 10})
+    );
+    let bytes = print["limits"]["bytesPerDay"]["used"].as_u64().unwrap();
+    // What was asked counts, too.
+    assert!((6001..7000).contains(&bytes), "{shown}");
+    let tokens = print["limits"]["tokensPerDay"]["used"].as_u64().unwrap();
+    assert!(tokens.abs_diff(bytes / 3) <= 1, "{shown}");
 }
 
 #[tokio::test]

@@ -72,14 +72,7 @@ impl World {
         setup.audit = audit;
         setup.tools = Config::from_value(whole, &source).unwrap().tools;
         // This process is a test; the helper is the real program.
-        setup
-            .tools
-            .commands
-            .bounds
-            .helper
-            .as_mut()
-            .unwrap()
-            .program = helper.to_owned();
+        setup.tools.commands.bounds.helper.as_mut().unwrap().program = helper.to_owned();
         let office = Node::start(setup).await;
         let home = Node::start(Setup::new("home")).await;
         let cable = join(&home, &office, 1.0);
@@ -239,7 +232,9 @@ async fn a_confined_command_begins_as_any_other() {
 async fn a_limited_command_is_bound_before_its_first_instruction() {
     let limits = json!({"confine": false, "maxProcesses": 64, "maxMemoryBytes": 1_000_000_000});
     let world = World::real(limits).await;
-    let (status, body) = world.ask(json!({"argv": ["cat", "/proc/self/limits"]})).await;
+    let (status, body) = world
+        .ask(json!({"argv": ["cat", "/proc/self/limits"]}))
+        .await;
     assert_eq!(status, 200, "{body}");
     let limits = body["stdout"].as_str().unwrap();
     let limit = |name: &str| {

@@ -365,6 +365,7 @@ impl Node {
                 handoffs,
                 messages: messages.clone(),
                 tools,
+                budgets: budgets.clone(),
                 desk: desk.clone(),
                 lineage,
                 events: events.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Account, Budgets, Cost, Share, usage::Usage};
+use super::{Account, Budgets, Cost, Share, TOKEN_BYTES, usage::Usage};
 use crate::{
     audit::{Audit, Entry},
     exchange::{InboundHandler, Incoming, Kind, Meter},
@@ -13,8 +13,6 @@ use crate::{
 
 /// Name of these limits where a rule is named.
 const RULE: &str = "limits.perPeer";
-/// Bytes of a text for one token, where nobody says how many it was (protocol 8.5).
-const TOKEN_BYTES: u64 = 3;
 
 /// A handler whose requests are counted.
 #[derive(Debug)]

@@ -52,7 +52,8 @@ impl From<Quota> for Caps {
             per_minute: quota.per_minute.map(u64::from),
             concurrent: quota.concurrent.map(u64::from),
             per_day: quota.per_day.map(u64::from),
-            ..Self::default()
+            tokens_per_day: quota.tokens_per_day,
+            bytes_per_day: quota.bytes_per_day,
         }
     }
 }
@@ -81,7 +82,7 @@ impl Now {
     }
 
     /// Until the next day.
-    const fn left(self) -> Duration {
+    pub(super) const fn left(self) -> Duration {
         Duration::from_secs(DAY_SECONDS - self.unix.as_secs() % DAY_SECONDS)
     }
 }
@@ -133,10 +134,26 @@ impl Refusal {
 
 /// What was used of a day.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Used {
-    requests: u64,
-    tokens: u64,
-    bytes: u64,
+pub struct Used {
+    /// Requests.
+    pub requests: u64,
+    /// Tokens.
+    pub tokens: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What is counted for one account now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Whose, and under what.
+    pub account: Account,
+    /// Requests that run.
+    pub open: u64,
+    /// Requests of the last minute, where they are limited.
+    pub minute: u64,
+    /// Of this day, where it is limited.
+    pub day: Used,
 }
 
 /// One account as it is kept.
@@ -276,6 +293,23 @@ impl Ledger {
         if let Some(counted) = self.accounts.get_mut(account) {
             counted.open = counted.open.saturating_sub(1);
         }
+    }
+
+    /// What is counted now, for accounts that have used anything.
+    pub(super) fn usage(&mut self, now: Now) -> Vec<Usage> {
+        let counted = self.accounts.iter_mut().map(|(account, counted)| {
+            counted.pass(now);
+            (account, counted)
+        });
+        counted
+            .filter(|(_, counted)| !counted.idle())
+            .map(|(account, counted)| Usage {
+                account: account.clone(),
+                open: counted.open,
+                minute: counted.minute.len() as u64,
+                day: counted.used,
+            })
+            .collect()
     }
 
     /// What to keep, if it is not what was kept last: the newest day and what was used of it.

@@ -414,7 +414,9 @@ impl Answer {
     /// `{id, nodeId, outcome, …}`.
     fn told(&mut self, ended: Result<Finished, Failure>) -> (Map<String, Value>, Option<Failure>) {
         let (result, mut failure) = match ended {
-            Ok(Finished { result, failure }) => (Some(result), failure),
+            Ok(Finished {
+                result, failure, ..
+            }) => (Some(result), failure),
             Err(failure) => (None, Some(failure)),
         };
         let mut out = Map::new();

@@ -27,6 +27,10 @@ pub struct Quota {
     pub per_day: Option<u32>,
     /// Requests at once.
     pub concurrent: Option<u32>,
+    /// Tokens within a day.
+    pub tokens_per_day: Option<u64>,
+    /// Bytes within a day.
+    pub bytes_per_day: Option<u64>,
 }
 
 /// Whom a rule is about.

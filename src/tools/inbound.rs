@@ -38,7 +38,7 @@ use crate::{
     exchange::{BodyReader, Chain, End, InboundHandler, Incoming, Reply},
     ids::{NodeId, RequestId},
     mesh::session::Peer,
-    policy::{EXEC, EXEC_SHELL, Effect, Policy, Request, Resource, Subject, Verdict},
+    policy::{EXEC, EXEC_SHELL, Effect, Policy, Quota, Request, Resource, Subject, Verdict},
     wire::{
         code::{Code, Failure},
         limits::{TOOL_DEADLINE, TOOL_FILE_BYTES, TOOL_FRAME_BYTES},
@@ -210,6 +210,14 @@ impl ToolService {
         self.rules().policy.judge(subject, request)
     }
 
+    /// What rules let one caller have, by their names.
+    #[must_use]
+    pub fn quotas(&self) -> Vec<(Arc<str>, Quota)> {
+        let rules = self.rules();
+        let quotas = rules.policy.quotas();
+        quotas.map(|(rule, quota)| (rule.clone(), quota)).collect()
+    }
+
     fn rules(&self) -> Arc<Rules> {
         let rules = self.0.rules.read().unwrap_or_else(PoisonError::into_inner);
         rules.clone()
@@ -307,7 +315,8 @@ impl ToolService {
                 let parked = self.park(ask, subject, verdict, &work, entry.clone())?;
                 return Ok(self.wait(parked));
             }
-            self.admit(&mut slot, verdict, &mut work, &entry).await?;
+            self.admit(&mut slot, verdict, &ask, &mut work, &entry)
+                .await?;
             Ok(self.run(&rules, ask, work, slot, entry.clone()))
         };
         begun.await.inspect_err(|failure| {
@@ -321,10 +330,12 @@ impl ToolService {
         &self,
         slot: &mut Slot,
         verdict: &Verdict,
+        ask: &Ask,
         work: &mut Work,
         entry: &Entry,
     ) -> Result<(), Failure> {
-        slot.charge(&verdict.rule, verdict.quota)?;
+        let bytes = ask.body.len() + ask.json.len();
+        slot.charge(&verdict.quota_of, verdict.quota, bytes as u64)?;
         if verdict.level == 0 {
             return Ok(());
         }
@@ -522,13 +533,14 @@ impl ToolService {
         rules: &Arc<Rules>,
         ask: Ask,
         work: Work,
-        slot: Slot,
+        mut slot: Slot,
         entry: Entry,
         sender: &mpsc::Sender<Event>,
         stop: &CancellationToken,
     ) {
         let (rid, peer) = (ask.rid, ask.caller.node.clone());
         let ended = self.work(rules, ask, work, sender, stop).await;
+        slot.told(ended.as_ref().map_or(0, |finished| finished.told));
         drop(slot);
         let result = match &ended {
             Ok(Finished { failure: None, .. }) if stop.is_cancelled() => "cancelled",
@@ -566,21 +578,23 @@ impl ToolService {
             Work::Read(read, place) => {
                 let (about, content) =
                     on_disk(move || files::read(&at.places, &place.real, &read, most)).await?;
-                tell_body(events, content).await;
-                Ok(Finished::well(about))
+                let told = tell_body(events, content).await;
+                Ok(Finished::well(about, told))
             }
             Work::Write(path, place) => {
                 let work = move || files::write(&at.places, &place, &path, &ask.body);
-                on_disk(work).await.map(Finished::well)
+                let about = on_disk(work).await?;
+                Ok(Finished::well(about, 0))
             }
             Work::Edit(edit, place) => {
                 let work = move || files::edit(&at.places, &place, &edit, &ask.body);
-                on_disk(work).await.map(Finished::well)
+                let about = on_disk(work).await?;
+                Ok(Finished::well(about, 0))
             }
             Work::List(path, place) => {
                 let listed = on_disk(move || files::list(&place.real, &path)).await?;
-                tell_body(events, listed.to_string().into()).await;
-                Ok(Finished::well(json!({})))
+                let told = tell_body(events, listed.to_string().into()).await;
+                Ok(Finished::well(json!({}), told))
             }
             Work::Other(tool, args) => {
                 let result = tokio::select! {
@@ -600,8 +614,8 @@ impl ToolService {
                         ),
                     ));
                 }
-                tell_body(events, text.into()).await;
-                Ok(Finished::well(json!({})))
+                let told = tell_body(events, text.into()).await;
+                Ok(Finished::well(json!({}), told))
             }
         }
     }
@@ -690,14 +704,17 @@ async fn read(body: &mut BodyReader, body_bytes: u64) -> Result<Bytes, Failure> 
     Ok(all.into())
 }
 
-async fn tell_body(events: &mpsc::Sender<Event>, content: Bytes) {
+/// Tells a content in pieces, and how long it was.
+async fn tell_body(events: &mpsc::Sender<Event>, content: Bytes) -> u64 {
+    let bytes = content.len() as u64;
     let mut rest = content;
     while !rest.is_empty() {
         let piece = rest.split_to(rest.len().min(TOOL_FRAME_BYTES));
         if events.send(Event::Body(piece)).await.is_err() {
-            return;
+            break;
         }
     }
+    bytes
 }
 
 /// Works on files in a thread that may block.

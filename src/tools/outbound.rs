@@ -399,7 +399,11 @@ async fn there(
                 ..Failure::started(code, text)
             }
         });
-        events.push(Event::End(Ok(Finished { result, failure })));
+        events.push(Event::End(Ok(Finished {
+            result,
+            failure,
+            told: 0,
+        })));
     }
     Ok(events)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    budgets::{Account, Budgets, Caps, Cost, Share},
+    budgets::{Account, Budgets, Caps, Cost, Share, TOKEN_BYTES},
     crypto::identity::PublicKey,
     policy::Quota,
     wire::{
@@ -35,6 +35,8 @@ pub struct Slot {
     peer: PublicKey,
     /// What its rule lets it have.
     share: Option<Share>,
+    /// Bytes counted so far.
+    bytes: u64,
 }
 
 impl Counts {
@@ -71,16 +73,18 @@ impl Counts {
             counts: self.clone(),
             peer,
             share: None,
+            bytes: 0,
         })
     }
 }
 
 impl Slot {
-    /// Counts the request against what its rule allows.
+    /// Counts a request of `bytes` against what its rule allows. Nobody says how many tokens a tool takes,
+    /// so bytes stand for them.
     ///
     /// # Errors
     /// `rate_limited` with the time to wait, `budget_exceeded`, `overloaded`.
-    pub fn charge(&mut self, rule: &Arc<str>, quota: Quota) -> Result<(), Failure> {
+    pub fn charge(&mut self, rule: &Arc<str>, quota: Quota, bytes: u64) -> Result<(), Failure> {
         if quota == Quota::default() {
             return Ok(());
         }
@@ -88,9 +92,23 @@ impl Slot {
             peer: self.peer.id(),
             rule: Some(rule.clone()),
         };
+        let cost = Cost {
+            bytes,
+            tokens: bytes / TOKEN_BYTES,
+        };
         let caps = Caps::from(quota);
-        self.share = Some(self.counts.budgets.enter(account, &caps, Cost::default())?);
+        self.share = Some(self.counts.budgets.enter(account, &caps, cost)?);
+        self.bytes = bytes;
         Ok(())
+    }
+
+    /// Counts `bytes` of the answer.
+    pub fn told(&mut self, bytes: u64) {
+        let Some(share) = &self.share else { return };
+        let all = self.bytes.saturating_add(bytes);
+        let tokens = all / TOKEN_BYTES - self.bytes / TOKEN_BYTES;
+        share.add(bytes, i64::try_from(tokens).unwrap_or(i64::MAX));
+        self.bytes = all;
     }
 }
 
@@ -144,11 +162,11 @@ mod tests {
             ..Quota::default()
         };
         let mut first = counts.enter(PEER).unwrap();
-        first.charge(&rule, quota).unwrap();
+        first.charge(&rule, quota, 0).unwrap();
         let mut second = counts.enter(PEER).unwrap();
-        let busy = second.charge(&rule, quota).unwrap_err();
+        let busy = second.charge(&rule, quota, 0).unwrap_err();
         assert_eq!(busy.code, Code::Overloaded);
         drop(first);
-        second.charge(&rule, quota).unwrap();
+        second.charge(&rule, quota, 0).unwrap();
     }
 }

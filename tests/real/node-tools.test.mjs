@@ -226,7 +226,7 @@ describe('questions about the rules', { skip: missing.binary(), timeout: 60_000 
       office: {
         trust: { nodes: { 'family-01': { labels: ['family'] } } },
         toolProxy: { enabled: true, roots: ['/usr/share'], rules: [
-          { id: 'docs', effect: 'allow', from: ['*'], action: ['tool:read', 'tool:list'], paths: ['/usr/share/**'] },
+          { id: 'docs', effect: 'allow', from: ['*'], action: ['tool:read', 'tool:list'], paths: ['/usr/share/**'], limits: { bytesPerDay: 1_000_000, perMinute: 100 } },
           { id: 'private', effect: 'deny', from: ['*'], action: ['tool:*'], paths: ['/usr/share/doc/**'] },
           { id: 'ls', effect: 'allow', from: ['label:family'], minTrust: 'pinned', action: ['tool:exec'], program: ['/usr/bin/*', '/bin/*'], args: 'any' },
         ] },
@@ -252,6 +252,20 @@ describe('questions about the rules', { skip: missing.binary(), timeout: 60_000 
     assert.match(await can('home-01', 'read', 'home-01', '--', '/a'), /ask on the node that would be touched/);
     const asked = await mesh.home.fetch('/api/v1/tools/read', { method: 'POST', body: JSON.stringify({ node: 'office-01', path: '/usr/share/doc' }) });
     assert.match((await asked.json()).error.message, /denied on node `office-01` by `private`/);
+  });
+
+  test('what_a_peer_used_of_its_budget_is_shown', async () => {
+    const asked = await mesh.home.fetch('/api/v1/tools/list', { method: 'POST', body: JSON.stringify({ node: 'office-01', path: '/usr/share' }) });
+    assert.equal(asked.status, 200);
+    const used = await mesh.office.cli('usage');
+    assert.equal(used.code, 0, used.output);
+    assert.match(used.stdout, /^home-01\n {2}rule `docs`: requests in a minute [1-9]\d* of 100, bytes today [1-9]\d{2,} of 1000000\nthe day ends in \d+ h \d+ min\n$/);
+    const told = JSON.parse((await mesh.office.cli('--json', 'usage')).stdout);
+    assert.deepEqual(told.limits, { perPeer: {}, rules: { docs: { requestsPerMinute: 100, bytesPerDay: 1_000_000 } } });
+    assert.equal(told.peers[0].keyId, (await mesh.home.json('/api/v1/status')).keyId);
+    const none = await mesh.home.cli('usage');
+    assert.deepEqual([none.code, none.stdout], [0, '']);
+    assert.match(none.stderr, /nothing is limited/);
   });
 
   test('policy_test_judges_a_file_of_cases', async () => {

@@ -277,7 +277,7 @@ impl Node {
             .with(Kind::Tool, Arc::new(tool_service.clone()));
         let handlers = Metered {
             inner: Arc::new(handlers),
-            budgets: setup.budgets,
+            budgets: setup.budgets.clone(),
             audit: audit.clone(),
         };
         let exchange = Exchange::new(tasks.clone(), Arc::new(handlers));
@@ -341,6 +341,7 @@ impl Node {
             handoffs,
             messages,
             tools,
+            budgets: setup.budgets.clone(),
             desk: setup.desk.clone(),
             lineage: lineage.clone(),
             events: events.clone(),

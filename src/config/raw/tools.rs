@@ -132,6 +132,14 @@ pub struct RuleLimits {
     /// Requests of one caller at once.
     #[schemars(title = "At once", range(min = 1))]
     pub concurrent: Option<u32>,
+    /// Tokens of one caller within a day (UTC): a third of the bytes, since no tool says how many it
+    /// takes. A request that has begun is finished.
+    #[schemars(title = "Tokens a day", range(min = 1))]
+    pub tokens_per_day: Option<u64>,
+    /// Bytes of one caller within a day (UTC): arguments, contents and output. A request that has begun is
+    /// finished.
+    #[schemars(title = "Bytes a day", range(min = 1))]
+    pub bytes_per_day: Option<u64>,
 }
 
 /// Schema only: the word `any`, or a list of patterns.

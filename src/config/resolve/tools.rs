@@ -263,6 +263,8 @@ fn rule(
             per_minute: limits.per_minute,
             per_day: limits.per_day,
             concurrent: limits.concurrent,
+            tokens_per_day: limits.tokens_per_day,
+            bytes_per_day: limits.bytes_per_day,
         },
     })
 }

@@ -260,6 +260,7 @@ impl Started {
             status,
             timed_out,
             truncated: allowance.truncated,
+            told: most - allowance.left,
             ran: self.begun.elapsed(),
         };
         Ok(how.finished())
@@ -312,6 +313,7 @@ struct How {
     status: Option<std::process::ExitStatus>,
     timed_out: bool,
     truncated: bool,
+    told: usize,
     ran: Duration,
 }
 
@@ -343,7 +345,11 @@ impl How {
         } else {
             None
         };
-        Finished { result, failure }
+        Finished {
+            result,
+            failure,
+            told: self.told as u64,
+        }
     }
 }
 

@@ -249,7 +249,8 @@ impl ToolService {
                 ),
             ));
         }
-        self.admit(&mut slot, &verdict, &mut work, entry).await?;
+        self.admit(&mut slot, &verdict, ask, &mut work, entry)
+            .await?;
         Ok((rules, work, slot))
     }
 
