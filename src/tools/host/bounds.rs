@@ -157,7 +157,8 @@ pub(super) fn fault(said: &[u8]) -> Option<Failure> {
     })
 }
 
-fn cannot_bind() -> Failure {
+/// The same, where limits are what it cannot do.
+pub(super) fn cannot_bind() -> Failure {
     Failure::not_started(
         Code::PolicyDenied,
         "the node is to limit commands and cannot, so it runs none",

@@ -296,7 +296,9 @@ async fn begun(mut line: UnixStream, stop: &CancellationToken) -> Result<(), Fai
     };
     match heard {
         Ok(Ok(_)) => bounds::fault(&said).map_or(Ok(()), Err),
-        Ok(Err(_)) | Err(_) => Err(Failure::started(
+        // It ended before it heard the word.
+        Ok(Err(_)) => Err(bounds::fault(&said).unwrap_or_else(bounds::cannot_bind)),
+        Err(_) => Err(Failure::started(
             Code::OutcomeUnknown,
             "the command did not begin in time and was killed",
         )),

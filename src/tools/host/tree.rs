@@ -120,7 +120,8 @@ impl Tree {
         self.signal_group(Signal::TERM);
     }
 
-    /// Kills all of it. Blocks for some milliseconds, 300 at most.
+    /// Kills all of it. Blocks for some milliseconds, where the system holds some of it for less than a
+    /// second.
     pub(super) fn kill(&mut self) {
         #[cfg(target_os = "linux")]
         if let Some(found) = &mut self.found {
