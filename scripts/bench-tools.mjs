@@ -7,7 +7,8 @@
 //   agent  a streamed answer of an OpenAI-style server, asked here: until its first piece of text
 //   handoff          the same server as an agent of office-01, asked by POST /api/v1/handoff at home-01
 // Then, some times: from a client at home-01 that goes away to its command at office-01 gone.
-// Usage: CLAWMATRIX_BIN=… node scripts/bench-tools.mjs [turns]; BENCH_AUDIT=0 leaves the audit record out.
+// Usage: CLAWMATRIX_BIN=… node scripts/bench-tools.mjs [turns]; BENCH_AUDIT=0 leaves the audit record out,
+// BENCH_SSHD names another sshd.
 import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { Agent, request } from 'node:http';
@@ -19,7 +20,7 @@ import { Provider } from '../tests/real/support/provider.mjs';
 import { Sidecar } from '../tests/real/support/sidecar.mjs';
 
 const turns = Number(process.argv[2] ?? 200);
-const SSHD = '/usr/sbin/sshd';
+const SSHD = process.env.BENCH_SSHD ?? '/usr/sbin/sshd';
 const agent = new Agent({ keepAlive: true, maxSockets: 1 });
 
 const server = await Provider.start();
