@@ -33,6 +33,7 @@ mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod trip;
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering::Relaxed},

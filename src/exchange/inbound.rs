@@ -13,7 +13,6 @@ use bytes::Bytes;
 use super::{
     End,
     message::{self, Dir, Phase},
-    outbound::PIECE_BYTES,
     receiver::Receiver,
     rids::Slot,
     sender::{Outgoing, Sender, Time},
@@ -24,7 +23,7 @@ use crate::{
     wire::{
         code::{Code, Failure},
         inner,
-        limits::CHUNK_BYTES,
+        limits::SMALL_CHUNK_BYTES,
     },
 };
 
@@ -202,11 +201,11 @@ impl Inbound {
                 (json, data.clone(), fin.is_some(), false)
             }
             Offer::Chunk { data, fin } => {
-                if room < data.len().min(PIECE_BYTES) {
+                if room < data.len().min(SMALL_CHUNK_BYTES) {
                     self.down.starve(now);
                     return Poll::Pending;
                 }
-                let piece = data.slice(..data.len().min(room).min(CHUNK_BYTES));
+                let piece = data.slice(..data.len().min(room).min(self.down.piece(self.class)));
                 let more = piece.len() < data.len();
                 let fin = if more { None } else { *fin };
                 let json = message::chunk(rid, Dir::Down, seq, fin);

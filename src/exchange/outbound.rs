@@ -18,12 +18,9 @@ use crate::{
     mesh::session::{Class, SessionRef},
     wire::{
         code::{Code, Failure},
-        limits::{APPROVAL_MARGIN, APPROVAL_WAIT, CHUNK_BYTES, NEVER_BEGAN_FOR, RTO_MIN},
+        limits::{APPROVAL_MARGIN, APPROVAL_WAIT, NEVER_BEGAN_FOR, RTO_MIN, SMALL_CHUNK_BYTES},
     },
 };
-
-/// Smallest piece sent while more of the body waits: credit may come in small steps.
-pub(super) const PIECE_BYTES: usize = 16 * 1024;
 
 /// A `cancel` that the other side has not answered yet.
 #[derive(Debug)]
@@ -147,7 +144,8 @@ impl Outbound {
     /// Turns as much of the body into items as credit allows. Returns whether some is left.
     pub(super) fn fill(&mut self, rid: RequestId, now: Time) -> bool {
         while !self.body.is_empty() {
-            let want = self.body.len().min(PIECE_BYTES);
+            // No smaller while more waits: credit may come in small steps.
+            let want = self.body.len().min(SMALL_CHUNK_BYTES);
             let Some(room) = self
                 .up
                 .allowance()
@@ -161,7 +159,7 @@ impl Outbound {
             }
             let data = self
                 .body
-                .slice(..room.min(self.body.len()).min(CHUNK_BYTES));
+                .slice(..room.min(self.body.len()).min(self.up.piece(self.class)));
             let bytes = data.len();
             let item = Outgoing {
                 json: message::chunk(rid, Dir::Up, self.up.next_seq(), None),

@@ -2,11 +2,15 @@
 //!
 //! Pure: time comes in as an argument, frames go out by [`Sender::take`]. An item is pushed when
 //! credit allows, is taken when the link has room, and leaves when the other side has acked it.
+//! What is sent again, and when, is decided in [`recovery`].
+
+mod recovery;
 
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
+use self::recovery::Recovery;
 use super::{
     budget::{Held, ITEM_COST},
     congestion::{Flight, Flying},
@@ -14,15 +18,11 @@ use super::{
 use crate::{
     ids::SessionId,
     mesh::session::Class,
-    wire::limits::{NOOP_AFTER, RTO_MAX, RTO_MIN, STREAM_LOST_AFTER, UNACKED_ITEMS},
+    wire::limits::{NOOP_AFTER, RTO_MIN, UNACKED_ITEMS},
 };
 
 /// Time since the exchange layer began.
 pub(super) type Time = Duration;
-
-/// Most items sent again at once. Each ack during recovery doubles the number, as the other side
-/// has probably kept what came after the gap.
-const BURST_MAX: u64 = 64;
 
 /// One item: its JSON with the number in it, and its data.
 #[derive(Debug, Clone)]
@@ -30,6 +30,17 @@ pub(super) struct Outgoing {
     pub(super) json: Bytes,
     pub(super) data: Bytes,
     pub(super) class: Class,
+}
+
+/// An item that is not acked.
+#[derive(Debug)]
+struct Kept {
+    item: Outgoing,
+    /// When it was first and last handed to the link.
+    first: Time,
+    last: Time,
+    /// It was sent more than once.
+    again: bool,
 }
 
 /// The other side acked what was never sent.
@@ -54,28 +65,19 @@ pub(super) enum Tick {
 #[derive(Debug)]
 pub(super) struct Sender {
     /// Items `acked..next`.
-    items: VecDeque<Outgoing>,
+    items: VecDeque<Kept>,
     acked: u64,
     /// First item never handed to the link.
     fresh: u64,
     next: u64,
     /// Items to be sent again before fresh ones.
     resend: Range<u64>,
-    /// Acks below this one come from the same loss.
-    recover: u64,
-    burst: u64,
+    recovery: Recovery,
     /// Sum of all data pushed, and what the other side allows.
     bytes: u64,
     max: u64,
     /// The last item has been pushed.
     closed: bool,
-    backoff: u32,
-    /// When the retransmission timer began to run.
-    timer: Time,
-    /// When the other side last acked something new.
-    progress: Time,
-    /// When a gap was last answered.
-    gap_answered: Option<Time>,
     /// Since when the caller waits for credit, and the pause before the next probe.
     starved: Option<(Time, Duration)>,
     /// It waits for room on the way, in the queue of its node.
@@ -94,15 +96,10 @@ impl Sender {
             fresh: 0,
             next: 0,
             resend: 0..0,
-            recover: 0,
-            burst: 1,
+            recovery: Recovery::default(),
             bytes: 0,
             max: window,
             closed: false,
-            backoff: 0,
-            timer: Time::ZERO,
-            progress: Time::ZERO,
-            gap_answered: None,
             starved: None,
             queued: false,
             bound: None,
@@ -154,6 +151,11 @@ impl Sender {
         (self.next - self.acked < UNACKED_ITEMS - 1).then(|| self.max.saturating_sub(self.bytes))
     }
 
+    /// Most bytes of data that one item should carry.
+    pub(super) fn piece(&self, class: Class) -> usize {
+        self.flying.flight().piece(class)
+    }
+
     /// The caller waits: what [`Sender::allowance`] said is too little.
     pub(super) fn starve(&mut self, now: Time) {
         self.starved.get_or_insert((now, RTO_MIN));
@@ -174,7 +176,12 @@ impl Sender {
             self.starved = None;
         }
         self.bytes += item.data.len() as u64;
-        self.items.push_back(item);
+        self.items.push_back(Kept {
+            item,
+            first: Time::ZERO,
+            last: Time::ZERO,
+            again: false,
+        });
         self.next += 1;
         self.closed = last;
         true
@@ -183,15 +190,15 @@ impl Sender {
     /// Forgets what is not acked, for a stream whose other side wants no more of it: only the
     /// last item, pushed next, is still sent.
     pub(super) fn abandon(&mut self) {
-        for item in std::mem::take(&mut self.items) {
+        for Kept { item, .. } in std::mem::take(&mut self.items) {
             self.held
                 .shrink(item.json.len() + item.data.len() + ITEM_COST);
         }
-        self.flying.back(u64::MAX);
+        self.flying.clear();
         self.acked = self.next;
         self.fresh = self.next;
         self.resend = self.next..self.next;
-        self.recover = self.next;
+        self.recovery.end();
         self.closed = false;
     }
 
@@ -200,15 +207,15 @@ impl Sender {
         self.resend.is_empty() && self.fresh != self.next && !self.has_way()
     }
 
-    fn fresh_item(&self) -> Option<&Outgoing> {
-        self.items
-            .get(usize::try_from(self.fresh - self.acked).ok()?)
+    fn kept(&self, seq: u64) -> Option<&Kept> {
+        let at = usize::try_from(seq.checked_sub(self.acked)?).ok()?;
+        self.items.get(at)
     }
 
     /// Whether the way carries the next fresh item.
     fn has_way(&self) -> bool {
-        let item = self.fresh_item();
-        item.is_none_or(|item| self.flying.room(item.data.len() as u64, item.class))
+        let room = |Kept { item, .. }: &Kept| self.flying.room(item.data.len() as u64, item.class);
+        self.recovery.scouts() || self.kept(self.fresh).is_none_or(room)
     }
 
     /// The next item for the link: `seq`, whether it was sent before, and the item.
@@ -217,21 +224,30 @@ impl Sender {
             if self.fresh == self.next || !self.has_way() {
                 return None;
             }
-            let bytes = self.fresh_item().map_or(0, |item| item.data.len() as u64);
-            self.flying.left(bytes);
+            if let Some(Kept { item, .. }) = self.kept(self.fresh) {
+                let (bytes, class) = (item.data.len() as u64, item.class);
+                self.flying.left(bytes, class);
+            }
             if self.fresh == self.acked {
                 // The first one on its way: both clocks begin here.
-                self.timer = now;
-                self.progress = now;
+                self.recovery.begin(now);
             }
+            self.recovery.scouted();
             self.fresh += 1;
             (self.fresh - 1, false)
         } else {
             self.resend.start += 1;
+            self.recovery.copied(self.fresh);
             (self.resend.start - 1, true)
         };
-        let item = self.items.get(usize::try_from(seq - self.acked).ok()?)?;
-        Some((seq, again, item.clone()))
+        let at = usize::try_from(seq - self.acked).ok()?;
+        let kept = self.items.get_mut(at)?;
+        kept.last = now;
+        kept.again = again;
+        if !again {
+            kept.first = now;
+        }
+        Some((seq, again, kept.item.clone()))
     }
 
     /// Undoes [`Sender::take`]: the link had no room. Items taken later are put back first.
@@ -244,8 +260,10 @@ impl Sender {
             self.resend = seq..end;
         } else if self.fresh == seq + 1 {
             self.fresh = seq;
-            let bytes = self.fresh_item().map_or(0, |item| item.data.len() as u64);
-            self.flying.back(bytes);
+            if let Some(Kept { item, .. }) = self.kept(seq) {
+                let (bytes, class) = (item.data.len() as u64, item.class);
+                self.flying.back(bytes, class);
+            }
         }
     }
 
@@ -267,76 +285,13 @@ impl Sender {
         let grew = max > self.max;
         self.max = self.max.max(max);
         if next > self.acked {
+            self.measure(next, now, rtt);
             self.forget_below(next);
-            self.backoff = 0;
-            self.timer = now;
-            self.progress = now;
-            if self.acked < self.recover {
-                self.burst = (self.burst * 2).min(BURST_MAX);
-                self.resend_from_acked();
-            }
+            self.advanced();
         } else if next == self.acked && !grew && self.fresh > self.acked {
-            // Nothing new in it: the other side says that it still misses `next`. Several such
-            // acks come from one loss, so only one of a round trip is answered.
-            let pause = rtt.unwrap_or(RTO_MIN);
-            let due = self.gap_answered.is_none_or(|at| now >= at + pause);
-            if due && self.resend.is_empty() {
-                self.gap_answered = Some(now);
-                self.lost(now, rtt);
-            }
+            self.missed(now, rtt);
         }
         Ok(())
-    }
-
-    /// Something may be missing on the other side: sends the first item again, and more with each
-    /// ack that follows.
-    fn lost(&mut self, now: Time, rtt: Option<Duration>) {
-        self.flying.flight().lost(now, rtt);
-        self.recover = self.fresh;
-        self.burst = 1;
-        self.resend_from_acked();
-    }
-
-    /// A relay says that it dropped a frame to this node, or the way has moved: looks what is
-    /// missing without waiting for the clock.
-    pub(super) fn suspect(&mut self, now: Time, rtt: Option<Duration>) {
-        if self.fresh > self.acked && self.resend.is_empty() {
-            self.timer = now;
-            self.lost(now, rtt);
-        }
-    }
-
-    /// Times the clock ran out in a row.
-    pub(super) fn timeouts(&self) -> u32 {
-        self.backoff
-    }
-
-    /// Sends everything unacked again: the way it took is gone.
-    pub(super) fn rewind(&mut self, now: Time) {
-        let end = self.bounded(self.fresh);
-        if end < self.fresh {
-            // The rest follows with the acks.
-            self.recover = self.fresh;
-            self.burst = (end - self.acked).clamp(1, BURST_MAX);
-        }
-        self.resend = self.acked..end;
-        self.timer = now;
-    }
-
-    /// The end of what may be sent again at once, from the first item that is not acked: no more
-    /// than the way carries.
-    fn bounded(&self, end: u64) -> u64 {
-        let most = self.flying.flight().most_again();
-        let mut bytes = 0;
-        let mut at = self.acked;
-        for item in &self.items {
-            bytes += item.data.len() as u64;
-            if at >= end || (bytes > most && at > self.acked) {
-                break;
-            }
-            at += 1;
-        }
-        at
     }
 
     /// Looks at the clock.
@@ -351,30 +306,14 @@ impl Sender {
         if self.fresh == self.acked {
             return Tick::Quiet;
         }
-        if now.saturating_sub(self.progress) >= STREAM_LOST_AFTER {
-            return Tick::Lost;
-        }
-        let base = rtt.map_or(RTO_MIN, |rtt| (rtt * 4).max(RTO_MIN));
-        let timeout = (base * (1 << self.backoff)).min(RTO_MAX);
-        if now.saturating_sub(self.timer) < timeout {
-            return Tick::Quiet;
-        }
-        // One item, not all: a slow link has them all still in its queue.
-        self.backoff = (self.backoff + 1).min(3);
-        self.timer = now;
-        self.lost(now, rtt);
-        Tick::Resend
-    }
-
-    fn resend_from_acked(&mut self) {
-        self.resend = self.acked..self.bounded((self.acked + self.burst).min(self.recover));
+        self.look(now, rtt)
     }
 
     fn forget_below(&mut self, next: u64) {
         while self.acked < next {
             self.acked += 1;
-            if let Some(item) = self.items.pop_front() {
-                self.flying.acked(item.data.len() as u64);
+            if let Some(Kept { item, .. }) = self.items.pop_front() {
+                self.flying.acked(item.data.len() as u64, item.class);
                 self.held
                     .shrink(item.json.len() + item.data.len() + ITEM_COST);
             }

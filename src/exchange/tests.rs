@@ -9,6 +9,7 @@ mod loss;
 mod memory;
 mod random;
 mod refusal;
+mod slow;
 
 use std::{
     collections::VecDeque,

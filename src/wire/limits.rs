@@ -170,6 +170,8 @@ pub const JSON_INTEGER_MAX: u64 = (1 << 53) - 1;
 pub const INLINE_BODY_BYTES: usize = 32 * KIB;
 /// Longest data of one chunk.
 pub const CHUNK_BYTES: usize = 60 * KIB;
+/// The same over a way that is slow, or not yet known.
+pub const SMALL_CHUNK_BYTES: usize = 16 * KIB;
 /// Longest header set carried in `hdr`.
 pub const HDR_BYTES: usize = 4 * KIB;
 /// Credit of a new half-stream.
@@ -182,6 +184,9 @@ pub const CONGESTION_WINDOW: u64 = 256 * KIB as u64;
 pub const CONGESTION_WINDOW_MIN: u64 = 64 * KIB as u64;
 /// What it grows by in a round trip, once something was lost.
 pub const CONGESTION_STEP: u64 = 32 * KIB as u64;
+/// Time that items may wait in queues on the way to a node that is no direct neighbour: with more the
+/// window shrinks, with half of it it does not grow.
+pub const CONGESTION_QUEUE: Duration = Duration::from_millis(400);
 /// Items of one half-stream on their way: the sender stops there, and a number this far ahead is an
 /// error. Acks come at half of it, so it bounds memory, never speed.
 pub const UNACKED_ITEMS: u64 = 4096;

@@ -42,8 +42,15 @@ impl State {
         at: &Moment<'_>,
     ) -> Option<Admitted> {
         let rid = request.rid;
-        if self.inbound.contains_key(&rid) {
+        if let Some(entry) = self.inbound.get_mut(&rid) {
             at.shared.counters.dropped(Dropped::Duplicate);
+            // The ack of the first copy may be lost: it is said again.
+            let part = Part {
+                lead: None,
+                data,
+                last: None,
+            };
+            let _ = entry.up.arrive(0, part, at.now);
             return None;
         }
         if let Some(fate) = self.served.fate(&rid) {

@@ -176,6 +176,35 @@ async fn a_lost_grant_of_credit_is_asked_for() {
     server.await.unwrap();
 }
 
+/// The other side says nothing for a while, so that it is asked twice; then it answers for longer than an
+/// unacked request would live.
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_ack_is_lost_is_acked_again() {
+    let began = Instant::now();
+    let mut pair = Pair::with(Manner {
+        down: Box::new(move |_, _| {
+            if began.elapsed() < SECOND / 2 {
+                Fate::Drop
+            } else {
+                Fate::Deliver
+            }
+        }),
+        ..Manner::default()
+    });
+    let (mut call, incoming) = pair.start(request("q")).await;
+    let mut reply = incoming.reply;
+    let server = spawn(async move {
+        reply.head(200, "{}", Bytes::new(), None).await.unwrap();
+        for _ in 0..45 {
+            tokio::time::sleep(SECOND).await;
+            reply.chunk("x".into(), None).await.unwrap();
+        }
+        reply.end(good()).await.unwrap();
+    });
+    assert_eq!(answer(&mut call).await.unwrap().data.len(), 45);
+    server.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_duel_of_links_harms_nothing() {
     let mut pair = Pair::new();
