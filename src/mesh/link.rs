@@ -8,6 +8,7 @@
 //! A link is *open*, then perhaps *draining* (nothing new is taken, what waits is still sent, what
 //! arrives is still delivered), then *ended*.
 
+mod pace;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -51,6 +51,10 @@ pub trait MessageSink: Send + 'static {
     -> impl Future<Output = Result<(), TransportError>> + Send;
     /// Resolves once everything fed has left user space.
     fn flush(&mut self) -> impl Future<Output = Result<(), TransportError>> + Send;
+    /// Asks the system to hold no more unsent bytes than these, where it can be asked.
+    fn hold_back(&mut self, bytes: usize) {
+        let _ = bytes;
+    }
     /// Sends a close message and flushes; nothing can be fed afterwards. An error is of no use to
     /// anybody: the connection is given up either way.
     fn close(&mut self, code: u16, reason: &str) -> impl Future<Output = ()> + Send;

@@ -30,10 +30,11 @@ use tokio_tungstenite::{
 };
 
 use self::meter::{Flood, Meter};
-use super::transport::{Message, MessageSink, MessageStream, TransportError};
-use crate::wire::limits::{
-    HANDSHAKE_MESSAGE_BYTES, NOTSENT_LOWAT, RECORD_MAX_BYTES, WS_WRITE_BUFFER_BYTES,
+use super::{
+    socket::Socket,
+    transport::{Message, MessageSink, MessageStream, TransportError},
 };
+use crate::wire::limits::{HANDSHAKE_MESSAGE_BYTES, RECORD_MAX_BYTES, WS_WRITE_BUFFER_BYTES};
 
 /// Read buffer of a stranger: one handshake message fits.
 const SMALL_BUFFER: usize = 4 * 1024;
@@ -64,13 +65,33 @@ pub fn link_config() -> WebSocketConfig {
         .max_frame_size(Some(RECORD_MAX_BYTES))
 }
 
-/// Sets what every link socket needs: no delay for small records, and no more unsent bytes in the
-/// kernel than one batch, else its queue would undo our own order (protocol 5.5).
+/// Sets what every link socket needs: no delay for small records.
 pub fn tune(socket: &TcpStream) {
     // A socket that refuses an option still works, only slower.
     let _ = socket.set_nodelay(true);
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    let _ = socket2::SockRef::from(socket).set_tcp_notsent_lowat(NOTSENT_LOWAT);
+}
+
+/// A connection whose queue in the system can be kept short.
+pub trait Backlog {
+    /// Asks for no more than so many unsent bytes in it, else that queue would undo our own order
+    /// (protocol 5.5). What the system cannot do is left undone.
+    fn hold_back(&self, bytes: usize);
+}
+
+impl Backlog for TcpStream {
+    fn hold_back(&self, bytes: usize) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let _ = socket2::SockRef::from(self)
+            .set_tcp_notsent_lowat(u32::try_from(bytes).unwrap_or(u32::MAX));
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let _ = bytes;
+    }
+}
+
+impl Backlog for Socket {
+    fn hold_back(&self, bytes: usize) {
+        self.tcp().hold_back(bytes);
+    }
 }
 
 type Inner<I> = Option<WebSocketStream<Meter<I>>>;
@@ -168,7 +189,7 @@ fn is_flood(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Flood>())
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> MessageSink for WsSink<I> {
+impl<I: AsyncRead + AsyncWrite + Backlog + Unpin + Send + 'static> MessageSink for WsSink<I> {
     async fn feed(&mut self, message: Message) -> Result<(), TransportError> {
         let message = match message {
             Message::Text(text) => tungstenite::Message::Text(text.into()),
@@ -193,6 +214,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin + Send + 'static> MessageSink for WsSink<
 
     async fn flush(&mut self) -> Result<(), TransportError> {
         poll_fn(|cx| self.0.poll(|stream| stream.poll_flush(cx))).await
+    }
+
+    fn hold_back(&mut self, bytes: usize) {
+        if let Some(stream) = &*self.0.lock() {
+            stream.get_ref().get_ref().hold_back(bytes);
+        }
     }
 
     async fn close(&mut self, code: u16, reason: &str) {

@@ -237,10 +237,11 @@ pub const FLOW_QUEUE_BYTES: usize = 512 * KIB;
 pub const LINK_QUEUE_BYTES: usize = 8 * MIB;
 /// Bytes waiting for all links.
 pub const NODE_QUEUE_BYTES: usize = 128 * MIB;
-/// Bytes a link writer hands to the socket at a time.
+/// Bytes a link writer hands to the socket at a time, and the system may hold unsent where that can be
+/// bounded.
 pub const WRITE_BATCH_BYTES: usize = 64 * KIB;
-/// Unsent bytes of a link's socket in the kernel, where the system can bound them.
-pub const NOTSENT_LOWAT: u32 = 64 * KIB as u32;
+/// The same on a slow link at least.
+pub const WRITE_BATCH_MIN_BYTES: usize = 8 * KIB;
 /// Bytes the WebSocket library may hold for one connection.
 pub const WS_WRITE_BUFFER_BYTES: usize = 256 * KIB;
 /// A socket write stalled this long kills the link.

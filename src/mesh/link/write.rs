@@ -4,16 +4,16 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{Ending, Link, lock};
+use super::{Ending, Link, lock, pace::Pace};
 use crate::{
     crypto::seal::Sealer,
     mesh::transport::{Message, MessageSink, TransportError},
     wire::{
         close::CloseCode,
         frame::LinkHeader,
-        limits::{CLOSE_LINGER, WRITE_BATCH_BYTES, WRITE_STALL},
+        limits::{CLOSE_LINGER, WRITE_STALL},
         record,
     },
 };
@@ -22,11 +22,13 @@ pub(super) async fn run<S: MessageSink>(link: Arc<Link>, mut sink: S, mut sealer
     let stopped = link.stop.cancelled();
     tokio::pin!(stopped);
     let mut said_bye = false;
+    let mut pace = Pace::new();
+    sink.hold_back(pace.bytes());
     loop {
         let step = tokio::select! {
             biased;
             () = &mut stopped => break,
-            step = timeout(WRITE_STALL, batch(&link, &mut sink, &mut sealer)) => step,
+            step = timeout(WRITE_STALL, batch(&link, &mut sink, &mut sealer, &mut pace)) => step,
         };
         match step {
             Ok(Ok(sent)) => {
@@ -66,14 +68,16 @@ async fn batch<S: MessageSink>(
     link: &Link,
     sink: &mut S,
     sealer: &mut Sealer,
+    pace: &mut Pace,
 ) -> Result<bool, TransportError> {
+    let began = Instant::now();
     let mut bytes = 0;
     loop {
         // The first frame of a batch may be larger than what is left of it.
         let limit = if bytes == 0 {
             usize::MAX
         } else {
-            WRITE_BATCH_BYTES.saturating_sub(bytes)
+            pace.bytes().saturating_sub(bytes)
         };
         let Some(mut record) = lock(&link.queue).pop(limit) else {
             break;
@@ -90,6 +94,9 @@ async fn batch<S: MessageSink>(
         return Ok(false);
     }
     sink.flush().await?;
+    if pace.left(bytes, began.elapsed()) {
+        sink.hold_back(pace.bytes());
+    }
     link.traffic.sent(bytes);
     Ok(true)
 }

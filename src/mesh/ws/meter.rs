@@ -151,6 +151,11 @@ impl<I> Meter<I> {
             bucket: Bucket::for_link(Instant::now()),
         }
     }
+
+    /// What it counts on.
+    pub fn get_ref(&self) -> &I {
+        &self.io
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Meter<I> {
