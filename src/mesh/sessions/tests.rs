@@ -45,7 +45,7 @@ use crate::{
     wire::{
         close::CloseCode,
         frame::LinkHeader,
-        limits::REKEY_RECORDS,
+        limits::{REKEY_RECORDS, SESSION_IDLE},
         record::{FIXED_BYTES, Record},
     },
 };
