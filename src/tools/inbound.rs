@@ -4,6 +4,9 @@
 //! gateway did not give it.
 
 mod gate;
+mod look;
+mod tell;
+mod work;
 
 use std::{
     path::PathBuf,
@@ -11,20 +14,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde_json::{Value, json, value::RawValue};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::{tell::tell, work::Work};
 use super::{
-    EVENTS, Event, Finished, Running, ToolRunner,
-    args::{Call, Exec, ToolReq, invalid},
-    frames,
+    Running, ToolRunner,
+    args::{Call, ToolReq, invalid},
     host::{
-        command::{self, Commands, Ready, Surroundings, Wanted},
+        command::{Commands, Surroundings},
         denied::Denied,
-        exec::{self, Started},
-        files,
-        place::{Last, Place, Places, Refusal, missing},
+        place::Places,
         running::Register,
     },
     quota::{Counts, Slot},
@@ -35,13 +34,13 @@ use crate::{
     budgets::Budgets,
     config::ToolConfig,
     drain::Tasks,
-    exchange::{BodyReader, Chain, End, InboundHandler, Incoming, Reply},
+    exchange::{BodyReader, Chain, InboundHandler, Incoming},
     ids::{NodeId, RequestId},
     mesh::session::Peer,
-    policy::{EXEC, EXEC_SHELL, Effect, Policy, Quota, Request, Resource, Subject, Verdict},
+    policy::{EXEC, Effect, Policy, Quota, Request, Resource, Subject, Verdict},
     wire::{
         code::{Code, Failure},
-        limits::{TOOL_DEADLINE, TOOL_FILE_BYTES, TOOL_FRAME_BYTES},
+        limits::TOOL_FILE_BYTES,
     },
 };
 
@@ -126,43 +125,6 @@ struct Rules {
     places: Places,
     output_bytes: usize,
     commands: Commands,
-}
-
-/// What is done once it is allowed.
-enum Work {
-    /// And the command itself, where it waits for the word to begin.
-    Exec(Ready, Option<Box<Started>>),
-    Read(super::args::Read, Place),
-    Write(String, Place),
-    Edit(super::args::Edit, Place),
-    List(String, Place),
-    Other(String, Value),
-}
-
-/// What is judged of a request.
-struct Asked<'a> {
-    subject: &'a Subject,
-    call: &'a Call,
-    agent: bool,
-}
-
-impl Asked<'_> {
-    fn verdict(&self, rules: &Rules, tool: &str, resource: Resource<'_>) -> Verdict {
-        rules.policy.judge(
-            self.subject,
-            Request {
-                tool,
-                resource,
-                agent: self.agent,
-            },
-        )
-    }
-}
-
-/// A request that was judged.
-struct Judged {
-    verdict: Verdict,
-    work: Result<Work, Failure>,
 }
 
 impl InboundHandler for ToolService {
@@ -355,16 +317,6 @@ impl ToolService {
         recorded.and(held)
     }
 
-    /// Starts a command.
-    fn start(&self, ready: &Ready) -> Result<Started, Failure> {
-        exec::start(ready, &self.0.parts.running).map_err(|error| {
-            Failure::not_started(
-                Code::InvalidRequest,
-                format!("the command cannot be started: {}", error.kind()),
-            )
-        })
-    }
-
     /// The rule's name and nothing of its text (protocol 7.5).
     fn refusal(&self, tool: &str, verdict: &Verdict) -> Failure {
         let hint = if verdict.rule.as_ref() == crate::policy::DISABLED {
@@ -379,286 +331,6 @@ impl ToolService {
                 self.0.parts.node, verdict.rule
             ),
         )
-    }
-
-    /// Finds out what a request would touch, and judges that.
-    async fn look(
-        &self,
-        rules: &Arc<Rules>,
-        subject: &Subject,
-        call: &Call,
-        agent: bool,
-    ) -> Judged {
-        let asked = Asked {
-            subject,
-            call,
-            agent,
-        };
-        let ask = &asked;
-        match call {
-            Call::Exec(exec) => self.look_at_command(rules, ask, exec),
-            Call::Read(read) => {
-                let read = read.clone();
-                let path = read.path.clone();
-                self.look_at_file(rules, ask, path, Last::Follow, |_, place| {
-                    Work::Read(read, place)
-                })
-                .await
-            }
-            Call::List(list) => {
-                let path = list.path.clone();
-                self.look_at_file(rules, ask, path, Last::Follow, Work::List)
-                    .await
-            }
-            Call::Write(write) => {
-                let path = write.path.clone();
-                self.look_at_file(rules, ask, path, Last::Keep, Work::Write)
-                    .await
-            }
-            Call::Edit(edit) => {
-                let edit = edit.clone();
-                let path = edit.path.clone();
-                self.look_at_file(rules, ask, path, Last::Keep, |_, place| {
-                    Work::Edit(edit, place)
-                })
-                .await
-            }
-            Call::Other(tool, args) => Judged {
-                verdict: ask.verdict(rules, tool, Resource::None),
-                work: Ok(Work::Other(tool.clone(), args.clone())),
-            },
-        }
-    }
-
-    fn look_at_command(&self, rules: &Rules, ask: &Asked<'_>, exec: &Exec) -> Judged {
-        let wanted = command::wanted(exec, &rules.policy, &self.0.around);
-        let verdict = match &wanted {
-            Ok(Wanted::Shell(text)) => {
-                let tool = if rules.policy.splits() {
-                    EXEC_SHELL
-                } else {
-                    EXEC
-                };
-                ask.verdict(rules, tool, Resource::Text(text))
-            }
-            Ok(Wanted::Program(path, argv)) => {
-                let path = path.to_string_lossy();
-                ask.verdict(rules, EXEC, Resource::Program { path: &path, argv })
-            }
-            // Whoever may not run it does not learn whether it is there.
-            Err(_) => {
-                let argv = exec.argv.clone().unwrap_or_default();
-                let path = argv.first().map_or("", String::as_str);
-                ask.verdict(rules, EXEC, Resource::Program { path, argv: &argv })
-            }
-        };
-        let work = wanted.and_then(|wanted| {
-            let (places, around) = (&rules.places, &self.0.around);
-            command::ready(exec, wanted, &verdict, places, around, &rules.commands)
-        });
-        Judged {
-            verdict,
-            work: work.map(|ready| Work::Exec(ready, None)),
-        }
-    }
-
-    async fn look_at_file(
-        &self,
-        rules: &Arc<Rules>,
-        ask: &Asked<'_>,
-        path: String,
-        last: Last,
-        work: impl FnOnce(String, Place) -> Work,
-    ) -> Judged {
-        let name = name_of(ask.call);
-        let found = on_disk({
-            let (rules, path) = (rules.clone(), path.clone());
-            move || Ok(rules.places.locate(&path, last))
-        })
-        .await
-        .unwrap_or_else(|failure| Err(Refusal::Wrong(failure.message)));
-        // Where nothing can be looked at, the words of the caller are judged.
-        let real = found.as_ref().map_or_else(
-            |_| path.clone(),
-            |place| place.real.to_string_lossy().into_owned(),
-        );
-        let mut verdict = ask.verdict(rules, name, Resource::Path(&real));
-        if let (Err(Refusal::Rule(rule)), Effect::Allow) = (&found, verdict.effect) {
-            verdict.rule = (*rule).into();
-        }
-        let absent = last == Last::Follow || matches!(ask.call, Call::Edit(_));
-        let work = match found {
-            Err(refusal) => Err(refusal.failure(&path)),
-            Ok(place) if absent && !place.exists => Err(missing(&path)),
-            Ok(place) => Ok(work(path, place)),
-        };
-        Judged { verdict, work }
-    }
-
-    /// The same search and the same judge, and nothing else.
-    pub(super) async fn look_only(
-        &self,
-        subject: &Subject,
-        call: &Call,
-        agent: bool,
-    ) -> (Verdict, Option<Failure>) {
-        let judged = self.look(&self.rules(), subject, call, agent).await;
-        (judged.verdict, judged.work.err())
-    }
-
-    /// Runs what is allowed in a task of its own.
-    fn run(&self, rules: &Arc<Rules>, ask: Ask, work: Work, slot: Slot, entry: Entry) -> Running {
-        let (sender, events) = mpsc::channel(EVENTS);
-        let stop = CancellationToken::new();
-        let running = Running {
-            events,
-            stop: stop.clone().drop_guard(),
-        };
-        let (this, rules) = (self.clone(), rules.clone());
-        // At the latest the end of the node ends it.
-        self.0.parts.tasks.spawn(async move {
-            this.finish(&rules, ask, work, slot, entry, &sender, &stop)
-                .await;
-        });
-        running
-    }
-
-    /// Runs what is allowed to its end.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "what a run is made of, in two callers"
-    )]
-    async fn finish(
-        &self,
-        rules: &Arc<Rules>,
-        ask: Ask,
-        work: Work,
-        mut slot: Slot,
-        entry: Entry,
-        sender: &mpsc::Sender<Event>,
-        stop: &CancellationToken,
-    ) {
-        let (rid, peer) = (ask.rid, ask.caller.node.clone());
-        let ended = self.work(rules, ask, work, sender, stop).await;
-        slot.told(ended.as_ref().map_or(0, |finished| finished.told));
-        drop(slot);
-        let result = match &ended {
-            Ok(Finished { failure: None, .. }) if stop.is_cancelled() => "cancelled",
-            Ok(Finished { failure: None, .. }) => "completed",
-            Ok(Finished {
-                failure: Some(failure),
-                ..
-            })
-            | Err(failure) => failure.code.as_str(),
-        };
-        tracing::info!(request = ?rid, %peer, result, "tool of this node ended");
-        self.0.parts.audit.record(entry.ended(result));
-        // Whoever asked may have gone.
-        let _ = sender.send(Event::End(ended)).await;
-    }
-
-    async fn work(
-        &self,
-        rules: &Arc<Rules>,
-        ask: Ask,
-        work: Work,
-        events: &mpsc::Sender<Event>,
-        stop: &CancellationToken,
-    ) -> Result<Finished, Failure> {
-        let most = rules.output_bytes;
-        let at = rules.clone();
-        match work {
-            Work::Exec(ready, held) => {
-                let started = match held {
-                    Some(started) => *started,
-                    None => self.start(&ready)?,
-                };
-                started.follow(events, stop, most).await
-            }
-            Work::Read(read, place) => {
-                let (about, content) =
-                    on_disk(move || files::read(&at.places, &place.real, &read, most)).await?;
-                let told = tell_body(events, content).await;
-                Ok(Finished::well(about, told))
-            }
-            Work::Write(path, place) => {
-                let work = move || files::write(&at.places, &place, &path, &ask.body);
-                let about = on_disk(work).await?;
-                Ok(Finished::well(about, 0))
-            }
-            Work::Edit(edit, place) => {
-                let work = move || files::edit(&at.places, &place, &edit, &ask.body);
-                let about = on_disk(work).await?;
-                Ok(Finished::well(about, 0))
-            }
-            Work::List(path, place) => {
-                let listed = on_disk(move || files::list(&place.real, &path)).await?;
-                let told = tell_body(events, listed.to_string().into()).await;
-                Ok(Finished::well(json!({}), told))
-            }
-            Work::Other(tool, args) => {
-                let result = tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Err(Failure::started(
-                        Code::Cancelled,
-                        "the tool was cancelled; what it did until then stands",
-                    )),
-                    result = self.forward(&tool, args) => result?,
-                };
-                let text = result.to_string();
-                if text.len() > most {
-                    return Err(Failure::started(
-                        Code::PayloadTooLarge,
-                        format!(
-                            "tool `{tool}` answered with more than {most} bytes; what it did stands"
-                        ),
-                    ));
-                }
-                let told = tell_body(events, text.into()).await;
-                Ok(Finished::well(json!({}), told))
-            }
-        }
-    }
-
-    /// Lets the gateway run a tool, and puts its refusals into our words.
-    async fn forward(&self, tool: &str, args: Value) -> Result<Value, Failure> {
-        let parts = &self.0.parts;
-        let Some(gateway) = &parts.gateway else {
-            return Err(Failure::not_started(
-                Code::NotFound,
-                format!(
-                    "node `{}` has no tool `{tool}`: no OpenClaw gateway runs there; it has exec, read, write, edit and list",
-                    parts.node
-                ),
-            ));
-        };
-        let (status, mut body) = gateway.invoke(tool, args, TOOL_DEADLINE).await?;
-        if status == 200 {
-            return Ok(body.get_mut("result").map(Value::take).unwrap_or(body));
-        }
-        let said = body["error"]["message"]
-            .as_str()
-            .unwrap_or("no reason was given");
-        let text = format!(
-            "the gateway of node `{}` answered {status}: {said}",
-            parts.node
-        );
-        Err(match status {
-            404 => Failure::not_started(
-                Code::NotFound,
-                format!(
-                    "{text}. OpenClaw lends no tool of that name over HTTP: its own exec, read, write, edit and process never; \
-others once `gateway.tools.allow` of that node names them"
-                ),
-            ),
-            401 | 403 => Failure::not_started(Code::PolicyDenied, text),
-            400..=499 => Failure::not_started(Code::InvalidRequest, text),
-            // It may have begun.
-            _ => Failure {
-                retryable: false,
-                ..Failure::started(Code::UpstreamError, text)
-            },
-        })
     }
 }
 
@@ -702,97 +374,4 @@ async fn read(body: &mut BodyReader, body_bytes: u64) -> Result<Bytes, Failure> 
         all.extend_from_slice(&data);
     }
     Ok(all.into())
-}
-
-/// Tells a content in pieces, and how long it was.
-async fn tell_body(events: &mpsc::Sender<Event>, content: Bytes) -> u64 {
-    let bytes = content.len() as u64;
-    let mut rest = content;
-    while !rest.is_empty() {
-        let piece = rest.split_to(rest.len().min(TOOL_FRAME_BYTES));
-        if events.send(Event::Body(piece)).await.is_err() {
-            break;
-        }
-    }
-    bytes
-}
-
-/// Works on files in a thread that may block.
-async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(Failure::started(
-            Code::Internal,
-            "the node failed while it worked on the file",
-        ))
-    })
-}
-
-/// Sends what a tool tells to whoever asked; a short answer in one record. Gone with him, the tool
-/// ends.
-async fn tell(mut running: Running, mut reply: Reply, ending: &CancellationToken) {
-    let mut headed = false;
-    loop {
-        let event = tokio::select! {
-            biased;
-            event = running.events.recv() => event,
-            // `running` is dropped, and the tool with it.
-            _ = reply.cancelled() => return,
-            () = ending.cancelled() => {
-                reply.fail(Failure::started(
-                    Code::Cancelled,
-                    "the node is shutting down and has ended the tool; what it did until then stands",
-                ));
-                return;
-            }
-        };
-        let Some(event) = event else { return };
-        let sent = match (event, headed) {
-            (Event::End(Err(failure)), _) => {
-                reply.fail(failure);
-                return;
-            }
-            (Event::End(Ok(finished)), false) => {
-                // Nothing can be done for a node that is gone.
-                let _ = reply
-                    .head(200, "{}", Bytes::new(), Some(end(&finished)))
-                    .await;
-                return;
-            }
-            (Event::End(Ok(finished)), true) => {
-                let _ = reply.end(end(&finished)).await;
-                return;
-            }
-            (Event::Waits(left), _) => {
-                if reply.waits(left).await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            (Event::GoesOn, _) => {
-                if reply.accept().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            (event, headed) => match frames::encode(&event) {
-                None => continue,
-                Some(data) if headed => reply.chunk(data, None).await,
-                Some(data) => reply.head(200, "{}", data, None).await,
-            },
-        };
-        if sent.is_err() {
-            return;
-        }
-        headed = true;
-    }
-}
-
-fn end(finished: &Finished) -> End {
-    End {
-        ok: finished.failure.is_none(),
-        usage: None,
-        result: RawValue::from_string(finished.result.to_string()).ok(),
-    }
 }

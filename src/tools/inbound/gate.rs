@@ -12,12 +12,12 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ask, Judged, Rules, ToolService, Work, action, name_of};
+use super::{Ask, Rules, ToolService, action, look::Judged, name_of, work::Work};
 use crate::{
     approvals::{Request, Waiting, desk::Outcome},
     audit::Entry,
     policy::{Effect, Subject, Verdict},
-    tools::{EVENTS, Event, Running, quota::Slot},
+    tools::{EVENTS, Event, Running, host::place::Place, quota::Slot},
     wire::{
         code::{Code, Failure},
         limits::APPROVAL_BODY_BYTES,
@@ -45,7 +45,7 @@ struct Touches {
 
 impl Touches {
     fn of(work: &Work) -> Self {
-        let path = |place: &super::Place| vec![place.real.to_string_lossy().into_owned()];
+        let path = |place: &Place| vec![place.real.to_string_lossy().into_owned()];
         let words = match work {
             Work::Exec(ready, _) => {
                 let program = ready.program.to_string_lossy().into_owned();
