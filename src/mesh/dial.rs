@@ -222,10 +222,8 @@ impl Spot {
     fn failed(&self, hub: &Hub, error: &DialError) {
         let (node, url) = (&self.peer.node_id, &self.peer.url);
         if self.way.bounds.is_some() {
-            // Another node wrote the address, so nothing here would mend it.
-            let problem = format!("not met at {url}, which it advertises: {error}");
-            hub.problem(node, &problem);
-            tracing::debug!(peer = %node, %problem, "node not reached");
+            // Another node wrote the address, and may be forgotten by now: no problem of ours.
+            tracing::debug!(peer = %node, %url, %error, "node not met where it says it is");
             return;
         }
         let problem = describe(error, &self.peer);

@@ -110,6 +110,8 @@ impl Dialing {
     /// A node was not met.
     fn rest(&mut self, node: NodeId, now: Instant) {
         if let Some((ad, _)) = self.under_way.remove(&node) {
+            let urls: Vec<&str> = ad.urls.iter().map(Url::as_str).collect();
+            tracing::info!(peer = %node, ?urls, "node not met where it says it is, left alone for a while");
             self.resting.insert(node, (ad, now + ADVERTISED_REST));
         }
     }
