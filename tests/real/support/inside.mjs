@@ -1,11 +1,11 @@
 // Runs inside a network namespace and makes HTTP requests for a test outside: one JSON object a line,
-// `{id, url, init}` in, `{id, status, text, broken, firstMs, gapMs, ms}` out. `gapMs` is the longest silence
-// between two pieces of the body.
+// `{id, url, init}` in, `{id, status, text, broken, firstMs, gaps, gapMs, ms}` out. `gaps` are the silences before
+// the pieces of the body, `gapMs` is the longest.
 import { createInterface } from 'node:readline';
 
 async function ask({ id, url, init }) {
   const began = performance.now();
-  const answer = { id, status: 0, text: '', broken: null, firstMs: null, gapMs: 0 };
+  const answer = { id, status: 0, text: '', broken: null, firstMs: null, gaps: [], gapMs: 0 };
   const decoder = new TextDecoder();
   try {
     const response = await fetch(url, init);
@@ -15,13 +15,14 @@ async function ask({ id, url, init }) {
     for await (const piece of response.body ?? []) {
       const now = performance.now();
       answer.firstMs ??= now - began;
-      answer.gapMs = Math.max(answer.gapMs, now - last);
+      answer.gaps.push(Math.round(now - last));
       last = now;
       answer.text += decoder.decode(piece, { stream: true });
     }
   } catch (error) {
     answer.broken = String(error.cause ?? error);
   }
+  answer.gapMs = Math.max(0, ...answer.gaps);
   answer.ms = performance.now() - began;
   process.stdout.write(`${JSON.stringify(answer)}\n`);
 }

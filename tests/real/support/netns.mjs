@@ -43,6 +43,22 @@ export function noNamespaces() {
   }
 }
 
+/** A reason to skip what needs links of a given rate, or false. */
+export function noRates() {
+  const reason = noNamespaces();
+  if (reason) return reason;
+  const name = `cmt${process.pid}-try`;
+  ip('netns', 'add', name);
+  try {
+    within(name, 'tc', 'qdisc', 'add', 'dev', 'lo', 'root', 'tbf', 'rate', '1mbit', 'burst', '3200', 'latency', '100ms');
+    return false;
+  } catch (error) {
+    return `links cannot be limited here: ${String(error.stderr || error.message).trim()}`;
+  } finally {
+    ip('netns', 'del', name);
+  }
+}
+
 /** Removes what an earlier run, killed with -9, has left behind. */
 function sweep() {
   for (const line of ip('netns', 'list').split('\n')) {
@@ -58,12 +74,13 @@ export class Internet {
   #spaces = [];
   #wires = {};
   #tag = `cmt${process.pid}`;
-  /** `netem`, or `tun` where the kernel has none. */
+  /** `netem`, or `tun` where the kernel has none; `veth` has no delay and no loss, and carries any rate. */
   kind;
 
-  static async up() {
+  static async up({ kind } = {}) {
     sweep();
     const net = new Internet();
+    net.kind = kind;
     process.on('exit', () => net.down());
     try {
       await net.#build();
@@ -92,7 +109,7 @@ export class Internet {
 
   async #build() {
     this.#add('core', 'ip_forward');
-    this.kind = this.#hasNetem() ? 'netem' : 'tun';
+    this.kind ??= this.#hasNetem() ? 'netem' : 'tun';
     for (const name of ['home', 'office', 'east', 'west']) this.#add(name);
     for (const name of ['homegw', 'officegw']) this.#add(name, 'ip_forward');
     let subnet = 0;
@@ -162,6 +179,15 @@ export class Internet {
     }
     for (const [space, end] of [['core', 'a'], [UPLINKS[name], 'b']]) {
       within(this.space(space), 'tc', 'qdisc', 'replace', 'dev', this.#dev(`${name[0]}${end}`), 'root', 'netem', 'delay', `${delayMs}ms`, 'loss', `${lossPercent}%`);
+    }
+  }
+
+  /** Limits an uplink, each way, to so many Mbit/s. Packets wait for at most `queueMs`, as in a modem. */
+  rate(name, mbit, queueMs = 100) {
+    // Above what leaves between two ticks of the clock, and two packets at least.
+    const burst = Math.max(3200, mbit * 1_250);
+    for (const [space, end] of [['core', 'a'], [UPLINKS[name], 'b']]) {
+      within(this.space(space), 'tc', 'qdisc', 'replace', 'dev', this.#dev(`${name[0]}${end}`), 'root', 'tbf', 'rate', `${mbit}mbit`, 'burst', `${burst}`, 'latency', `${queueMs}ms`);
     }
   }
 
