@@ -9,6 +9,7 @@ pub mod handoff;
 pub mod metrics;
 pub mod policy;
 pub mod send;
+pub mod socket;
 pub mod status;
 pub mod tokens;
 pub mod tools;
@@ -84,7 +85,7 @@ pub struct Control {
     pub budget: NodeBudget,
     /// What came of requests that may be repeated.
     pub kept: Kept,
-    /// Follow tools that nobody reads.
+    /// Follow tools that nobody reads, and sockets of those who watch.
     pub tasks: Tasks,
     /// Whatever counts.
     pub metrics: Vec<Arc<dyn MetricSource>>,
@@ -121,7 +122,7 @@ fn remote_action(path: &str) -> bool {
 }
 
 impl Control {
-    /// Answers one request below `/api/v1` or for `/metrics`.
+    /// Answers one request below `/api/v1`, for `/ws/events` or `/metrics`.
     pub async fn handle(
         &self,
         grant: &Grant,
@@ -176,7 +177,11 @@ impl Control {
                     asked,
                 ))
             }
-            "/metrics" | "/api/v1/status" | "/api/v1/peers" | "/api/v1/events"
+            "/ws/events" if *method == Method::GET => {
+                require(grant, Scope::Read)?;
+                socket::follow(&self.events, &self.tasks, head, asked)
+            }
+            "/metrics" | "/api/v1/status" | "/api/v1/peers" | "/api/v1/events" | "/ws/events"
             | "/api/v1/usage" => Ok(method_not_allowed("GET", asked)),
             "/api/v1/handoff" => {
                 if *method != Method::POST {

@@ -80,7 +80,7 @@ enum Place<'a> {
     Ask(Option<NodeId>, Route),
     /// The model list, or one model of it.
     List(Option<NodeId>, Option<String>),
-    /// Something of the control API, `/metrics` included.
+    /// Something of the control API, `/metrics` and `/ws/events` included.
     Control(&'a str),
     /// A node part that is no node name.
     BadNode,
@@ -91,7 +91,7 @@ fn place(path: &str) -> Place<'_> {
     match path {
         "/healthz" => return Place::Healthz,
         "/readyz" => return Place::Readyz,
-        "/metrics" => return Place::Control(path),
+        "/metrics" | "/ws/events" => return Place::Control(path),
         _ => {}
     }
     if path.starts_with("/api/v1/") {
@@ -436,6 +436,8 @@ mod tests {
             ("/v1/audio/speech", Place::Nothing),
             ("/api/v1/status", Place::Control("/api/v1/status")),
             ("/metrics", Place::Control("/metrics")),
+            ("/ws/events", Place::Control("/ws/events")),
+            ("/ws/event", Place::Nothing),
             ("/healthz", Place::Healthz),
             ("/", Place::Nothing),
         ] {

@@ -28,6 +28,7 @@ use clawmatrix::{
     config::{Config, Source, ToolConfig},
     crypto::identity::Identity,
     drain::Tasks,
+    events::Happening,
     handoff::{
         record::{Ended, Record},
         runner::{AgentRun, AgentRunner, Begun, RunGuard},
@@ -35,12 +36,20 @@ use clawmatrix::{
     messages::{Courier, Note},
     proxy::tokens::Scope,
     state::StateDir,
-    wire::code::{Code, Failure},
+    wire::{
+        code::{Code, Failure},
+        limits::EVENTS_KEPT,
+    },
 };
+use futures_util::{SinkExt as _, StreamExt as _};
 use local_node::{Cable, Node, Setup, agent, join};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Error as WsError, Message, client::IntoClientRequest as _},
+};
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -377,6 +386,122 @@ async fn events_until(response: &mut Response, wanted: &[&str]) -> Vec<Value> {
             return events;
         }
     }
+}
+
+/// Opens `/ws/events` at home with these headers; the status when it is no WebSocket.
+async fn socket(
+    world: &World,
+    headers: &[(&'static str, String)],
+) -> Result<WebSocketStream<TcpStream>, u16> {
+    let port = world.home.port;
+    let url = format!("ws://127.0.0.1:{port}/ws/events");
+    let mut request = url.into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    match timeout(PATIENCE, client_async(request, stream))
+        .await
+        .unwrap()
+    {
+        Ok((socket, _)) => Ok(socket),
+        Err(WsError::Http(response)) => Err(response.status().as_u16()),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn bearer(token: &str) -> (&'static str, String) {
+    ("authorization", format!("Bearer {token}"))
+}
+
+async fn next(socket: &mut WebSocketStream<TcpStream>) -> Message {
+    timeout(PATIENCE, socket.next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap()
+}
+
+/// Code and reason with which it is closed.
+async fn closed(socket: &mut WebSocketStream<TcpStream>) -> (u16, String) {
+    loop {
+        match next(socket).await {
+            Message::Text(_) => {}
+            Message::Close(Some(frame)) => return (frame.code.into(), frame.reason.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The socket is guarded like every route, and tells what the stream tells.
+#[tokio::test]
+async fn events_come_over_a_websocket_to_who_may_read() {
+    let world = World::new(|_| {}).await;
+    let launch = bearer(&world.home.launch);
+    for (headers, expected) in [
+        (vec![], 401),
+        (vec![bearer("cmx_of-nobody")], 401),
+        (vec![bearer(&world.home.openclaw)], 403),
+        (
+            vec![launch.clone(), ("origin", "http://127.0.0.1".into())],
+            403,
+        ),
+        (vec![launch.clone(), ("host", "evil.example".into())], 421),
+    ] {
+        assert_eq!(
+            socket(&world, &headers).await.err(),
+            Some(expected),
+            "{headers:?}"
+        );
+    }
+    let plain = sent(request(&world.home, Method::GET, "/ws/events")).await;
+    assert_eq!(plain.status(), 400);
+    let post = request(&world.home, Method::POST, "/ws/events").json(&json!({}));
+    assert_eq!(sent(post).await.status(), 405);
+    let mut here = socket(&world, std::slice::from_ref(&launch)).await.unwrap();
+    assert_eq!(answer(world.exec("true")).await.0, 200);
+    let event: Value = serde_json::from_str(next(&mut here).await.to_text().unwrap()).unwrap();
+    assert_eq!(
+        (&event["type"], &event["to"]),
+        (&json!("request_started"), &json!("office"))
+    );
+    // Who talks is sent away, and makes room.
+    let mut talks = socket(&world, std::slice::from_ref(&launch)).await.unwrap();
+    talks.send(Message::text("hello")).await.unwrap();
+    let talked = closed(&mut talks).await;
+    assert_eq!(talked, (1003, "this socket only tells".to_owned()));
+    world.home.events.close();
+    let stopped = closed(&mut here).await;
+    assert_eq!(stopped, (1001, "the node stops".to_owned()));
+}
+
+#[tokio::test]
+async fn who_reads_a_websocket_too_slowly_is_cut_off_with_the_reason() {
+    let world = World::new(|_| {}).await;
+    let mut slow = socket(&world, &[bearer(&world.home.launch)]).await.unwrap();
+    let watched = async {
+        while !world.home.events.watched() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, watched).await.unwrap();
+    for n in 0..=EVENTS_KEPT {
+        world
+            .home
+            .events
+            .tell(Happening::Verdict, || json!({"n": n}));
+    }
+    let (code, reason) = closed(&mut slow).await;
+    assert!(
+        code == 1008 && reason.contains("too slow"),
+        "{code} {reason}"
+    );
+    let gone = async {
+        while world.home.events.watched() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap();
 }
 
 #[tokio::test]

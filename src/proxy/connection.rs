@@ -107,6 +107,7 @@ async fn serve<H: Handler>(stream: TcpStream, handler: H, drain: CancellationTok
                 .header_read_timeout(None)
                 .max_header_size(LOCAL_HEADER_BYTES)
                 .serve_connection(TokioIo::new(io.clone()), service)
+                .with_upgrades()
         );
         let mut draining = pin!(drain.cancelled());
         let mut drained = false;
@@ -140,8 +141,9 @@ async fn serve<H: Handler>(stream: TcpStream, handler: H, drain: CancellationTok
         })
         .await;
     }
-    // In a drain nobody waits: what was answered is in the client's hands.
-    if !drain.is_cancelled() {
+    // In a drain nobody waits: what was answered is in the client's hands. A connection that became a
+    // WebSocket is in others'.
+    if !drain.is_cancelled() && !io.handed_on() {
         let _ = timeout(LINGER, io.linger()).await;
     }
 }

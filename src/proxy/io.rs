@@ -109,6 +109,12 @@ impl SharedIo {
         }
     }
 
+    /// Whether somebody else has the socket now, after an upgrade.
+    #[must_use]
+    pub fn handed_on(&self) -> bool {
+        Arc::strong_count(&self.stream) > 1
+    }
+
     /// Reads and forgets until the client closes. A close with unread bytes would be a reset, which
     /// destroys an answer the client has not read yet (a 413 while it still uploads).
     pub async fn linger(&self) {

@@ -536,6 +536,8 @@ pub const AUDIT_FILES: usize = 32;
 pub const EVENTS_KEPT: usize = 1024;
 /// Clients that watch events at once.
 pub const EVENT_WATCHERS: usize = 64;
+/// A client that takes no event for this long is cut off.
+pub const EVENT_SEND: Duration = Duration::from_secs(10);
 /// A stream of events that is silent for this long says that it lives.
 pub const EVENT_KEEP_ALIVE: Duration = Duration::from_secs(15);
 
