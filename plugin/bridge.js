@@ -48,6 +48,9 @@ export class Bridge {
       case 'message':
         void this.#message(message);
         return true;
+      case 'notice':
+        void this.#notice(message);
+        return true;
       case 'invoke_tool':
         void this.#invoke(message);
         return true;
@@ -125,6 +128,20 @@ export class Bridge {
     } catch (error) {
       if (abort.signal.aborted) return end('cancelled');
       return end(begun ? 'failed' : 'refused', '', wordsOf(error));
+    }
+  }
+
+  /**
+   * Sends a text through a channel of the gateway, as OpenClaw's own device pairing does.
+   * @param {Extract<FromSidecar, { type: 'notice' }>} ask
+   */
+  async #notice({ channel, to, account, text }) {
+    try {
+      const adapter = await this.api.runtime.channel?.outbound?.loadAdapter?.(channel);
+      if (!adapter?.sendText) throw new Error(`OpenClaw has no channel "${channel}" that sends text`);
+      await adapter.sendText({ cfg: this.config(), to, text, ...(account ? { accountId: account } : {}) });
+    } catch (error) {
+      this.logger.warn(`the notice of a request that waits for a person could not be sent (approvals.notify): ${wordsOf(error)}`);
     }
   }
 

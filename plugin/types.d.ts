@@ -103,6 +103,13 @@ export interface Runtime {
     }): Promise<ResolvedAuth & { baseUrl?: string }>;
   };
   state: { resolveStateDir(env?: NodeJS.ProcessEnv): string };
+  channel?: {
+    outbound?: {
+      loadAdapter?(channel: string): Promise<{
+        sendText?(message: { cfg: OpenClawConfig; to: string; text: string; accountId?: string }): Promise<unknown>;
+      } | undefined>;
+    };
+  };
   agent: {
     resolveAgentWorkspaceDir(cfg: OpenClawConfig, agentId: string): string;
     runEmbeddedAgent(run: AgentRun): Promise<AgentResult>;
@@ -302,5 +309,6 @@ export type FromSidecar =
   | { type: 'run_agent'; id: number; agent: string; sessionKey: string; sessionId: string; prompt: string; tools?: string[]; timeoutMs: number }
   | { type: 'abort_run'; id: number }
   | { type: 'message'; id: number; agent: string; text: string; wake: boolean; key: string }
+  | { type: 'notice'; channel: string; to: string; account?: string; text: string }
   | { type: 'invoke_tool'; id: number; tool: string; args: Json; sessionKey?: string; timeoutMs: number }
   | { type: 'abort_tool'; id: number };

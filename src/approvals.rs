@@ -7,16 +7,25 @@
 //! again knows of no request, and runs none. [`key`] is the operator's side: a key behind a
 //! passphrase, kept outside the state folder, so that whoever can read this node's files or run
 //! commands as its account still cannot agree to its own request.
+//!
+//! A person at another node may decide, too: [`outbound`] shows there what waits here and carries decisions
+//! back, [`inbound`] takes both, [`inbox`] keeps what waits elsewhere.
 
 pub mod book;
 pub mod desk;
+pub mod inbound;
+pub mod inbox;
 pub mod key;
+pub mod outbound;
 mod request;
+mod shown;
 
 pub use self::{
     book::{Decision, Refused},
     desk::{Desk, Operator, Waiting},
+    inbox::{Inbox, Nodes},
     request::{ApprovalId, Request, Signed},
+    shown::Shown,
 };
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 pub use self::problem::{ConfigError, Problem, render};
 
 use crate::{
-    approvals::Operator,
+    approvals::{Nodes, Operator},
     budgets::Caps,
     crypto::{
         identity::{Identity, IdentityError, PublicKey},
@@ -269,6 +269,10 @@ pub struct ToolConfig {
 pub struct ApprovalConfig {
     /// Their keys.
     pub operators: Vec<Operator>,
+    /// Other nodes that have a say.
+    pub nodes: Nodes,
+    /// Who is told of what waits, by the gateway.
+    pub notify: Option<crate::shim::notices::Notify>,
     /// Longest wait.
     pub wait: Duration,
 }

@@ -26,7 +26,7 @@ use serde_json::{Map, Value};
 
 use self::{client::Client, metrics::MetricSource, status::Facts};
 use crate::{
-    approvals::Desk,
+    approvals::outbound::Approvers,
     budgets::Budgets,
     drain::Tasks,
     events::Events,
@@ -75,8 +75,8 @@ pub struct Control {
     pub tools: Tools,
     /// What others use of us.
     pub budgets: Budgets,
-    /// What waits here for a person.
-    pub desk: Desk,
+    /// What waits here for a person, and at nodes whose requests are shown here.
+    pub approvers: Approvers,
     /// What happens here.
     pub events: Events,
     /// What now runs here for other nodes.
@@ -259,14 +259,17 @@ impl Control {
                 if !reads {
                     return Ok(method_not_allowed("GET", asked));
                 }
-                Ok(json(approvals::list(&self.desk), asked))
+                Ok(json(approvals::list(&self.approvers), asked))
             }
             _ if path.starts_with(APPROVALS) => {
                 require(grant, Scope::Approve)?;
                 let id = &path[APPROVALS.len()..];
                 let answer = match *method {
-                    Method::GET | Method::HEAD => approvals::show(&self.desk, id)?,
-                    Method::POST => approvals::decide(&self.desk, id, &self.parse(body).await?)?,
+                    Method::GET | Method::HEAD => approvals::show(&self.approvers, id)?,
+                    Method::POST => {
+                        let said = self.parse(body).await?;
+                        approvals::decide(&self.approvers, id, &said).await?
+                    }
                     _ => return Ok(method_not_allowed("GET, POST", asked)),
                 };
                 Ok(json(answer, asked))

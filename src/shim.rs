@@ -3,6 +3,7 @@
 
 pub mod bridge;
 pub mod keys;
+pub mod notices;
 pub mod stdio;
 
 use std::collections::BTreeMap;
@@ -214,6 +215,18 @@ pub enum FromSidecar {
         wake: bool,
         /// Names the message: the same key twice is one message.
         key: String,
+    },
+    /// Send a text to a person through a channel of the gateway. What fails is said in the log.
+    Notice {
+        /// The channel: `telegram`.
+        channel: String,
+        /// Whom, as that channel names people and rooms.
+        to: String,
+        /// Which account of the channel; none = its default.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        account: Option<String>,
+        /// The text.
+        text: String,
     },
     /// Call a tool through the gateway's `/tools/invoke`. Answered by `tool_result`.
     InvokeTool {

@@ -70,7 +70,7 @@ impl World {
         let operator = Identity::generate();
         let who = Operator {
             key: operator.public(),
-            token_sha256: Sha256::digest(TOKEN).into(),
+            token_sha256: Some(Sha256::digest(TOKEN).into()),
         };
         let mut setup = Setup::new("office");
         setup.tools = lent(serde_json::from_str(&text).unwrap());
@@ -78,7 +78,7 @@ impl World {
         change(&mut setup);
         let desk = setup.desk.clone();
         let office = Node::start(setup).await;
-        office.tokens.set_operators([who.token_sha256]);
+        office.tokens.set_operators(who.token_sha256);
         let home = Node::start(Setup::new("home")).await;
         let cable = join(&home, &office, 1.0);
         Self {

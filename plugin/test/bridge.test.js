@@ -64,6 +64,26 @@ test('a run tells its text, its tools and its end', async () => {
   assert.equal(b.open.size, 0);
 });
 
+test('a notice goes through a channel of the gateway, and what fails is said in the log', async () => {
+  const { bridge: b, said } = bridge(async () => ({}), { channels: {} });
+  /** @type {any[]} */
+  const sent = [];
+  /** @type {string[]} */
+  const warned = [];
+  b.logger = { ...b.logger, warn: (/** @type {string} */ text) => void warned.push(text) };
+  b.api.runtime.channel = { outbound: { loadAdapter: async (name) => (name === 'chat' ? { sendText: async (message) => void sent.push(message) } : undefined) } };
+  b.heard({ type: 'notice', channel: 'chat', to: 'me', account: 'work', text: 'a person is asked' });
+  b.heard({ type: 'notice', channel: 'pigeon', to: 'me', text: 'a person is asked' });
+  await settled();
+  assert.deepEqual(sent, [{ cfg: { channels: {} }, to: 'me', text: 'a person is asked', accountId: 'work' }]);
+  assert.match(warned.join(), /approvals\.notify.*no channel "pigeon"/);
+  b.api.runtime.channel = undefined;
+  b.heard({ type: 'notice', channel: 'chat', to: 'me', text: 'a person is asked' });
+  await settled();
+  assert.equal(warned.length, 2);
+  assert.deepEqual(said, []);
+});
+
 test('what never began is told apart from what failed', async () => {
   for (const begins of [false, true]) {
     const { bridge: b, said } = bridge(async (run) => {

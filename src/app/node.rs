@@ -26,7 +26,7 @@ use super::{
     tools::{private_places, tags_of, workspaces},
 };
 use crate::{
-    approvals::Desk,
+    approvals::{self, Desk, Inbox, inbound::ApprovalService, outbound::Approvers},
     audit::Audit,
     budgets::{Budgets, inbound::Metered},
     config::{ApprovalConfig, Config, ConfigError, render},
@@ -70,7 +70,7 @@ use crate::{
         model::Models,
         tokens::{LaunchToken, TokenStore},
     },
-    shim::{FromSidecar, ToSidecar, bridge::Bridge, keys::ShimKeys, stdio::Voice},
+    shim::{FromSidecar, ToSidecar, bridge::Bridge, keys::ShimKeys, notices, stdio::Voice},
     state::{StateDir, StateLock},
     telemetry::Redactor,
     tools::{
@@ -116,6 +116,7 @@ pub(super) struct Node {
     events: Events,
     tools: ToolService,
     desk: Desk,
+    inbox: Inbox,
     tokens: TokenStore,
     api: LocalApi,
     lent: LentModels,
@@ -244,6 +245,13 @@ impl Node {
             config.approvals.wait,
             events.clone(),
         );
+        let inbox = Inbox::new(config.approvals.nodes.clone(), desk.clone(), events.clone());
+        let approval_service = Arc::new(ApprovalService::new(approvals::inbound::Parts {
+            node: config.node_id.clone(),
+            desk: desk.clone(),
+            inbox: inbox.clone(),
+            tasks: tasks.clone(),
+        }));
         let view = Arc::new(OnceLock::new());
         let tool_service = ToolService::new(tools_inbound::Parts {
             node: config.node_id.clone(),
@@ -264,7 +272,9 @@ impl Node {
             .with(Kind::Model, Arc::new(service.clone()))
             .with(Kind::Handoff, Arc::new(handoff_service.clone()))
             .with(Kind::Send, Arc::new(message_service.clone()))
-            .with(Kind::Tool, Arc::new(tool_service.clone()));
+            .with(Kind::Tool, Arc::new(tool_service.clone()))
+            .with(Kind::ApprovalReq, approval_service.clone())
+            .with(Kind::Approval, approval_service);
         let metered = Metered {
             inner: Arc::new(handlers),
             budgets: budgets.clone(),
@@ -348,6 +358,14 @@ impl Node {
             service: tool_service.clone(),
             audit: asking,
         });
+        let approvers = Approvers::new(approvals::outbound::Parts {
+            desk: desk.clone(),
+            inbox: inbox.clone(),
+            min_trust: config.outbound_min_trust,
+            exchange: exchange.clone(),
+            sessions: Arc::new(mesh.clone()),
+            tasks: tasks.clone(),
+        });
         let (tokens, launch) = TokenStore::start(&state)?;
         tokens.set_operators(digests(&config.approvals));
         let counters = Arc::new(Counters::default());
@@ -366,7 +384,7 @@ impl Node {
                 messages: messages.clone(),
                 tools,
                 budgets: budgets.clone(),
-                desk: desk.clone(),
+                approvers: approvers.clone(),
                 lineage,
                 events: events.clone(),
                 budget: exchange.budget(),
@@ -381,6 +399,7 @@ impl Node {
                     tags: config.tags.clone(),
                     lent: lent.clone(),
                     waiting: desk.count(),
+                    waiting_elsewhere: inbox.count(),
                     warnings: warnings.subscribe(),
                     view: mesh.view(),
                     trust,
@@ -416,6 +435,17 @@ impl Node {
         tasks.spawn(budgets.clone().run());
         tasks.spawn(message_service.run());
         tasks.spawn(messages.run());
+        tasks.spawn(approvers.run());
+        if let (Some(voice), Some(notify)) = (voice, config.approvals.notify.clone()) {
+            let us = config.node_id.clone();
+            tasks.spawn(notices::run(
+                us,
+                desk.clone(),
+                inbox.clone(),
+                notify,
+                voice.clone(),
+            ));
+        }
         if let Some(voice) = voice {
             tasks.spawn(tell_catalog(voice.clone(), catalog.subscribe()));
         }
@@ -460,6 +490,7 @@ impl Node {
             events,
             tools: tool_service,
             desk,
+            inbox,
             tokens,
             api,
             lent,
@@ -498,6 +529,7 @@ impl Node {
                 self.desk
                     .set(&config.approvals.operators, config.approvals.wait);
                 self.tokens.set_operators(digests(&config.approvals));
+                self.inbox.set(config.approvals.nodes.clone());
                 if self.desk.operators() != before {
                     tracing::warn!("other operator keys may approve from now on");
                     name_operators(&self.desk);
@@ -573,7 +605,7 @@ impl Node {
 /// Who sees what waits for a person, by the digests of their tokens.
 fn digests(approvals: &ApprovalConfig) -> impl Iterator<Item = [u8; 32]> {
     let operators = approvals.operators.iter();
-    operators.map(|operator| operator.token_sha256)
+    operators.filter_map(|operator| operator.token_sha256)
 }
 
 /// Whose word counts is not to be changed unseen.

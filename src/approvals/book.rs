@@ -15,7 +15,10 @@ use std::collections::BTreeMap;
 use super::{ApprovalId, Request};
 use crate::{
     crypto::identity::{KeyId, PublicKey},
-    wire::limits::{APPROVALS, APPROVALS_PER_PEER, APPROVALS_REMEMBERED},
+    wire::{
+        code::{Code, Failure},
+        limits::{APPROVALS, APPROVALS_PER_PEER, APPROVALS_REMEMBERED},
+    },
 };
 
 /// What a person said.
@@ -56,6 +59,24 @@ pub enum Refused {
     /// Level 3, and the challenge was not typed.
     #[error("the challenge was not repeated")]
     Challenge,
+    /// Level 3, and not at the node itself.
+    #[error(
+        "a request of level 3 is approved on its own node alone: `clawmatrix approvals approve` there"
+    )]
+    Console,
+}
+
+impl Refused {
+    /// As clients and other nodes are told it.
+    #[must_use]
+    pub fn failure(self) -> Failure {
+        let code = match self {
+            Self::Unknown => Code::NotFound,
+            Self::Expired => Code::ApprovalExpired,
+            Self::Decided | Self::Signature | Self::Challenge | Self::Console => Code::Forbidden,
+        };
+        Failure::not_started(code, self.to_string())
+    }
 }
 
 #[derive(Debug)]

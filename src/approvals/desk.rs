@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
@@ -15,12 +15,13 @@ use tokio::{
 
 use super::{
     ApprovalId, Request,
-    book::{Book, Decision, Full, Refused},
+    book::{Book, CONSOLE_LEVEL, Decision, Full, Refused},
+    request::About,
 };
 use crate::{
     crypto::identity::{KeyId, PublicKey},
     events::{Events, Happening},
-    ids::{NodeId, RequestId, hex, random_bytes},
+    ids::{hex, random_bytes},
     wire::limits::APPROVAL_WAIT,
 };
 
@@ -29,8 +30,8 @@ use crate::{
 pub struct Operator {
     /// Its public key.
     pub key: PublicKey,
-    /// SHA-256 of the token with which it sees what waits.
-    pub token_sha256: [u8; 32],
+    /// SHA-256 of the token with which it sees what waits; none decides from other nodes alone.
+    pub token_sha256: Option<[u8; 32]>,
 }
 
 /// The requests of a node that wait for a person; cheap to clone.
@@ -192,6 +193,28 @@ impl Desk {
         Ok(by)
     }
 
+    /// An operator agrees, at another node. What wants a challenge typed is agreed to here alone.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed.
+    pub fn approve_from_afar(
+        &self,
+        id: ApprovalId,
+        signature: &[u8; 64],
+    ) -> Result<KeyId, Refused> {
+        let (request, _) = self.find(id)?;
+        if request.level >= CONSOLE_LEVEL {
+            return Err(Refused::Console);
+        }
+        self.approve(id, signature, "")
+    }
+
+    /// Whether this name was given to a request that is still remembered.
+    #[must_use]
+    pub fn knows(&self, id: ApprovalId) -> bool {
+        self.table().book.knows(id)
+    }
+
     /// Somebody says no.
     ///
     /// # Errors
@@ -229,42 +252,6 @@ impl Desk {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What may be told of a request to whoever sees the mesh: names, never what is asked.
-#[derive(Debug)]
-struct About {
-    rid: RequestId,
-    from: NodeId,
-    to: NodeId,
-    action: String,
-    level: u8,
-    exp: u64,
-}
-
-impl About {
-    fn of(request: &Request) -> Self {
-        Self {
-            rid: request.rid,
-            from: request.from.clone(),
-            to: request.to.clone(),
-            action: request.action.clone(),
-            level: request.level,
-            exp: request.exp,
-        }
-    }
-
-    fn told(&self, id: ApprovalId) -> Value {
-        json!({
-            "id": id.to_string(),
-            "requestId": self.rid,
-            "from": self.from,
-            "to": self.to,
-            "action": self.action,
-            "level": self.level,
-            "expMs": self.exp,
-        })
     }
 }
 

@@ -110,7 +110,7 @@ impl LockedKey {
     pub fn operator(&self) -> Operator {
         Operator {
             key: self.key,
-            token_sha256: Sha256::digest(self.token.reveal().as_bytes()).into(),
+            token_sha256: Some(Sha256::digest(self.token.reveal().as_bytes()).into()),
         }
     }
 

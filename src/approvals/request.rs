@@ -1,10 +1,13 @@
 //! What a person is asked, and the bytes an approval signs.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::desk::unix_ms;
 use crate::{
     crypto::identity::{Identity, Label, PublicKey},
     ids::{NodeId, RequestId, hex, random_bytes, unhex},
@@ -38,6 +41,19 @@ impl FromStr for ApprovalId {
     type Err = crate::ids::HexError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         unhex(text).map(Self)
+    }
+}
+
+impl Serialize for ApprovalId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ApprovalId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
     }
 }
 
@@ -102,6 +118,12 @@ impl Request {
         Signed(out)
     }
 
+    /// How long it may still wait, by the wall clock that its end is judged by.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        Duration::from_millis(self.exp.saturating_sub(unix_ms()))
+    }
+
     /// The operator agrees.
     #[must_use]
     pub fn sign(&self, operator: &Identity) -> [u8; 64] {
@@ -126,4 +148,40 @@ fn lp(out: &mut Vec<u8>, bytes: &[u8]) {
     let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     out.extend_from_slice(&length.to_be_bytes());
     out.extend_from_slice(bytes);
+}
+
+/// What may be told of a request to whoever sees the mesh: names, never what is asked.
+#[derive(Debug)]
+pub(super) struct About {
+    rid: RequestId,
+    from: NodeId,
+    to: NodeId,
+    action: String,
+    level: u8,
+    pub(super) exp: u64,
+}
+
+impl About {
+    pub(super) fn of(request: &Request) -> Self {
+        Self {
+            rid: request.rid,
+            from: request.from.clone(),
+            to: request.to.clone(),
+            action: request.action.clone(),
+            level: request.level,
+            exp: request.exp,
+        }
+    }
+
+    pub(super) fn told(&self, id: ApprovalId) -> Value {
+        json!({
+            "id": id.to_string(),
+            "requestId": self.rid,
+            "from": self.from,
+            "to": self.to,
+            "action": self.action,
+            "level": self.level,
+            "expMs": self.exp,
+        })
+    }
 }

@@ -179,7 +179,7 @@ async fn whoever_waits_is_told_once() {
     let operator = Identity::generate();
     let who = Operator {
         key: operator.public(),
-        token_sha256: [0; 32],
+        token_sha256: None,
     };
     let events = Events::default();
     let mut watcher = events.watch().unwrap();
@@ -242,7 +242,7 @@ async fn operators_change_while_a_request_waits() {
     let operators = |who: &Identity| {
         [Operator {
             key: who.public(),
-            token_sha256: [0; 32],
+            token_sha256: None,
         }]
     };
     let wait = Duration::from_secs(60);

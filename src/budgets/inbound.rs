@@ -28,7 +28,8 @@ pub struct Metered {
 impl InboundHandler for Metered {
     fn handle(&self, mut incoming: Incoming) {
         let caps = self.budgets.per_peer();
-        if caps == super::Caps::default() {
+        // A request that is shown for minutes is no work, and has bounds of its own.
+        if caps == super::Caps::default() || incoming.kind == Kind::ApprovalReq {
             self.inner.handle(incoming);
             return;
         }
@@ -40,7 +41,7 @@ impl InboundHandler for Metered {
             .body_bytes
             .saturating_add(incoming.json.len() as u64);
         // A tool costs no tokens; a model tells how many; an agent's are not known here.
-        let counts = incoming.kind != Kind::Tool;
+        let counts = !matches!(incoming.kind, Kind::Tool | Kind::Approval);
         let cost = Cost {
             bytes,
             tokens: if counts { bytes / TOKEN_BYTES } else { 0 },
@@ -63,6 +64,7 @@ impl InboundHandler for Metered {
                     Kind::Handoff => "agent:*",
                     Kind::Send => "send:*",
                     Kind::Tool => "tool:*",
+                    Kind::ApprovalReq | Kind::Approval => "approval:*",
                 };
                 let entry = Entry::new(&incoming.caller, incoming.rid, action, &incoming.json);
                 self.audit.record(entry.ruled(RULE, 0).failed(&failure));

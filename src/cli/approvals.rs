@@ -24,13 +24,12 @@ use super::{
 };
 use crate::{
     approvals::{
-        Request,
+        ApprovalId, Request, Shown,
         book::CONSOLE_LEVEL,
-        desk::unix_ms,
         key::{KeyError, LockedKey},
     },
-    crypto::{identity::PublicKey, secret::Secret},
-    ids::{NodeId, RequestId, hex},
+    crypto::secret::Secret,
+    ids::hex,
 };
 
 /// Fewest characters of a passphrase.
@@ -61,7 +60,9 @@ enum Verb {
         #[arg(long)]
         print: bool,
     },
-    /// List what waits for a person.
+    /// Print the public half of the operator key, for the configuration of another node.
+    Key,
+    /// List what waits for a person here, and at nodes whose requests are shown here.
     List,
     /// Show one request with everything it would do.
     Show {
@@ -93,10 +94,17 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
         return enroll(&file, config.as_deref(), *print, context);
     }
     let key = LockedKey::load(&file).map_err(|error| failed(&error))?;
+    if matches!(args.verb, Verb::Key) {
+        output::json(&json!({"approvals": {"operators": [{"key": key.key}]}}))?;
+        output::note(
+            "For the configuration of a node whose requests you approve from here: it also names this node in `approvals.approvers`, and this node names it in `approvals.approvesFor`.",
+        );
+        return Ok(0);
+    }
     let node = locate::running(&context.common)?;
     let client = Client::with_token(node, key.token.reveal().clone());
     match &args.verb {
-        Verb::Enroll { .. } => {}
+        Verb::Enroll { .. } | Verb::Key => {}
         Verb::List => {
             let list = block_on(client.get("/api/v1/approvals")).map_err(unknown)?;
             if context.common.json {
@@ -117,6 +125,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<u8, CliError> {
             let path = path(id)?;
             let asked = Asked::read(&block_on(client.get(&path)).map_err(unknown)?)?;
             output::note(asked.text().trim_end());
+            asked.check_place()?;
             let mut said = json!({"decision": "approve"});
             if asked.request.level >= CONSOLE_LEVEL {
                 let question = format!("Type {} to go on:", clean(&asked.challenge));
@@ -148,7 +157,7 @@ fn told(answer: &Value, line: &str, context: &Context) -> Result<(), CliError> {
 }
 
 fn path(id: &str) -> Result<String, CliError> {
-    let id: crate::approvals::ApprovalId = id.parse().map_err(|_| {
+    let id: ApprovalId = id.parse().map_err(|_| {
         CliError::with(
             USAGE,
             format!("`{}` is no id of a request", clean(id)),
@@ -213,7 +222,7 @@ fn enroll(
     let operator = key.operator();
     let entry = json!({
         "key": operator.key,
-        "tokenSha256": hex(&operator.token_sha256),
+        "tokenSha256": operator.token_sha256.map(|digest| hex(&digest)),
     });
     if let Some(settings) = &mut settings {
         add(settings, entry.clone())?;
@@ -336,20 +345,10 @@ fn weak(passphrase: &str) -> Option<&'static str> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Told {
-    id: String,
-    rid: RequestId,
-    from: NodeId,
-    from_key: PublicKey,
-    to: NodeId,
-    action: String,
-    args: String,
-    level: u8,
-    rule: String,
-    touches: Vec<String>,
-    workdir: Option<String>,
-    agent: bool,
-    asked_ms: u64,
-    exp_ms: u64,
+    #[serde(flatten)]
+    shown: Shown,
+    here: bool,
+    left_ms: u64,
     #[serde(default)]
     data: String,
     #[serde(default)]
@@ -358,9 +357,12 @@ struct Told {
 
 /// A request as a person sees it, and as it is signed.
 struct Asked {
-    id: String,
+    id: ApprovalId,
     challenge: String,
     request: Request,
+    /// Whether it waits at this node, and not at another one.
+    here: bool,
+    left: Duration,
 }
 
 impl Asked {
@@ -374,25 +376,24 @@ impl Asked {
         let told: Told = serde_json::from_value(shown.clone()).map_err(|_| strange())?;
         let data = BASE64_STANDARD.decode(&told.data).map_err(|_| strange())?;
         Ok(Self {
-            id: told.id,
+            id: told.shown.id,
             challenge: told.challenge,
-            request: Request {
-                rid: told.rid,
-                from: told.from,
-                from_key: told.from_key,
-                to: told.to,
-                action: told.action,
-                args: told.args,
-                data: Bytes::from(data),
-                level: told.level,
-                rule: told.rule,
-                touches: told.touches,
-                workdir: told.workdir,
-                agent: told.agent,
-                asked: told.asked_ms,
-                exp: told.exp_ms,
-            },
+            request: told.shown.request(Bytes::from(data)),
+            here: told.here,
+            left: Duration::from_millis(told.left_ms),
         })
+    }
+
+    /// Level 3 is approved where it waits.
+    fn check_place(&self) -> Result<(), CliError> {
+        if self.here || self.request.level < CONSOLE_LEVEL {
+            return Ok(());
+        }
+        let (id, node) = (self.id, &self.request.to);
+        Err(CliError::failed(
+            format!("a request of level 3 is approved on node `{node}` itself"),
+            format!("run `clawmatrix approvals approve {id}` there"),
+        ))
     }
 
     /// Everything, inert: control, invisible and turning characters are escaped, word by word.
@@ -403,7 +404,8 @@ impl Asked {
         } else {
             ""
         };
-        let mut out = format!("Request {}\n", clean(&self.id));
+        let place = if self.here { "" } else { ", another node" };
+        let mut out = format!("Request {}\n", self.id);
         let mut row = |name: &str, value: &str| {
             out.push_str(&format!("  {name:<10} {value}\n"));
         };
@@ -413,7 +415,7 @@ impl Asked {
         );
         row(
             "Action:",
-            &format!("{} on {}", inert(&request.action), request.to),
+            &format!("{} on {}{place}", inert(&request.action), request.to),
         );
         if !request.touches.is_empty() {
             row("Touches:", &words(&request.touches));
@@ -426,17 +428,13 @@ impl Asked {
             "Rule:",
             &format!("{}, level {}", inert(&request.rule), request.level),
         );
-        row("Time left:", &format!("{} s", left(request.exp).as_secs()));
+        row("Time left:", &format!("{} s", self.left.as_secs()));
         if !request.data.is_empty() {
             row("Content:", &format!("{} bytes", request.data.len()));
             out.push_str(&content(&request.data));
         }
         out
     }
-}
-
-fn left(exp: u64) -> Duration {
-    Duration::from_millis(exp.saturating_sub(unix_ms()))
 }
 
 /// Each word in quotes, so that nobody takes two for one.
@@ -486,7 +484,10 @@ fn table(list: &Value) -> String {
     }
     let mut out = String::new();
     for one in all {
-        let Ok(Asked { id, request, .. }) = Asked::read(one) else {
+        let Ok(Asked {
+            id, request, left, ..
+        }) = Asked::read(one)
+        else {
             continue;
         };
         let what = if request.touches.is_empty() {
@@ -496,11 +497,11 @@ fn table(list: &Value) -> String {
         };
         let what: String = what.chars().take(120).collect();
         out.push_str(&format!(
-            "{}  {} wants {}: {what} ({} s left)\n",
-            clean(&id),
+            "{id}  {} wants {} on {}: {what} ({} s left)\n",
             request.from,
             inert(&request.action),
-            left(request.exp).as_secs()
+            request.to,
+            left.as_secs()
         ));
     }
     out
@@ -513,9 +514,9 @@ mod tests {
     fn asked(args: &str, touches: &[&str], data: &str) -> Asked {
         let from_key = crate::crypto::identity::Identity::generate().public();
         Asked::read(&json!({
-            "id": "0a0b0c0d", "rid": RequestId([7; 16]), "from": "home", "fromKey": from_key, "to": "office",
+            "id": "0a0b0c0d", "rid": crate::ids::RequestId([7; 16]), "from": "home", "fromKey": from_key, "to": "office",
             "action": "tool:exec", "args": args, "level": 2, "rule": "r", "touches": touches, "workdir": null,
-            "agent": true, "askedMs": 1, "expMs": 2, "data": BASE64_STANDARD.encode(data),
+            "agent": true, "askedMs": 1, "expMs": 2, "here": true, "leftMs": 1, "data": BASE64_STANDARD.encode(data),
         }))
         .unwrap()
     }

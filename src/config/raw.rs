@@ -20,7 +20,7 @@ use serde_json::Value;
 
 pub use self::{
     agents::Agent,
-    approvals::{Approvals, Operator},
+    approvals::{Approvals, Notify, Operator},
     limits::{Limits, PeerLimits},
     mesh::{
         AcceptSecret, DialAdvertised, MinTrust, Outbound, Peer, Tls, Trust, TrustMode, TrustedNode,

@@ -2,15 +2,23 @@
 //! token with scope `approve`, which the configuration alone gives; an approval needs an operator's
 //! signature besides.
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD, prelude::BASE64_STANDARD};
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    approvals::{ApprovalId, Desk, Refused, Request, book::CONSOLE_LEVEL},
+    approvals::{
+        ApprovalId, Desk, Refused, Request, Shown,
+        book::CONSOLE_LEVEL,
+        inbound::signature,
+        inbox::Elsewhere,
+        outbound::{Approvers, Word},
+    },
     ids::hex,
-    wire::code::{Code, Failure},
+    wire::code::Failure,
 };
 
 /// The body of `POST /api/v1/approvals/{id}`.
@@ -29,14 +37,19 @@ pub enum Said {
     Deny {},
 }
 
-/// What waits, the oldest first, without contents.
+/// What waits here, and at nodes whose requests are shown here, the oldest first, without contents.
 #[must_use]
-pub fn list(desk: &Desk) -> String {
-    let waiting: Vec<Value> = desk
-        .list()
+pub fn list(approvers: &Approvers) -> String {
+    let here = approvers.desk().list();
+    let here = here
         .iter()
-        .map(|(id, request)| about(*id, request))
-        .collect();
+        .map(|(id, request)| about(*id, request, true, request.left()));
+    let elsewhere = approvers.inbox().list();
+    let elsewhere = elsewhere
+        .iter()
+        .map(|one| about(one.id, &one.request, false, one.left));
+    let mut waiting: Vec<Value> = here.chain(elsewhere).collect();
+    waiting.sort_by_key(|one| one["askedMs"].as_u64());
     json!({"approvals": waiting}).to_string()
 }
 
@@ -44,78 +57,100 @@ pub fn list(desk: &Desk) -> String {
 ///
 /// # Errors
 /// `not_found`, `forbidden` when it was decided, `approval_expired`.
-pub fn show(desk: &Desk, id: &str) -> Result<String, Failure> {
+pub fn show(approvers: &Approvers, id: &str) -> Result<String, Failure> {
     let id = read(id)?;
-    let (request, challenge) = desk.find(id).map_err(refused)?;
-    let mut out = about(id, &request);
+    let (mut out, request) = match elsewhere(approvers, id) {
+        Some(Elsewhere { request, left, .. }) => (about(id, &request, false, left), request),
+        None => {
+            let (request, challenge) = approvers.desk().find(id).map_err(Refused::failure)?;
+            let mut out = about(id, &request, true, request.left());
+            if request.level >= CONSOLE_LEVEL {
+                out["challenge"] = json!(challenge);
+            }
+            (out, request)
+        }
+    };
     out["dataSha256"] = json!(hex(&Sha256::digest(&request.data)));
     out["data"] = json!(BASE64_STANDARD.encode(&request.data));
-    if request.level >= CONSOLE_LEVEL {
-        out["challenge"] = json!(challenge);
-    }
     Ok(out.to_string())
 }
 
-/// A person has decided.
+/// A person has decided; what waits at another node is decided by that node.
 ///
 /// # Errors
 /// `not_found`, `approval_expired`, and `forbidden` for what is no valid decision; nothing has changed.
-pub fn decide(desk: &Desk, id: &str, said: &Said) -> Result<String, Failure> {
+/// For another node also why it could not be told.
+pub async fn decide(approvers: &Approvers, id: &str, said: &Said) -> Result<String, Failure> {
     let id = read(id)?;
+    let mut told = match elsewhere(approvers, id) {
+        Some(one) => decide_elsewhere(approvers, &one, said).await,
+        None => decide_here(approvers.desk(), id, said),
+    }
+    .inspect_err(|error| tracing::warn!(approval = %id, %error, "a decision was refused"))?;
+    told["id"] = json!(id);
+    Ok(told.to_string())
+}
+
+fn decide_here(desk: &Desk, id: ApprovalId, said: &Said) -> Result<Value, Failure> {
     match said {
         Said::Approve {
-            signature,
+            signature: text,
             challenge,
         } => {
-            let bytes = URL_SAFE_NO_PAD.decode(signature).unwrap_or_default();
-            // What is no signature is a wrong one.
-            let signature = <[u8; 64]>::try_from(bytes).unwrap_or([0; 64]);
-            let by = desk.approve(id, &signature, challenge);
-            let by = by.inspect_err(|error| {
-                tracing::warn!(approval = %id, %error, "an approval was refused");
-            });
-            let by = by.map_err(refused)?;
-            Ok(json!({"id": id.to_string(), "state": "approved", "by": by}).to_string())
+            let by = desk.approve(id, &signature(text), challenge);
+            let by = by.map_err(Refused::failure)?;
+            Ok(json!({"state": "approved", "by": by}))
         }
         Said::Deny {} => {
-            desk.deny(id).map_err(refused)?;
-            Ok(json!({"id": id.to_string(), "state": "denied"}).to_string())
+            desk.deny(id).map_err(Refused::failure)?;
+            Ok(json!({"state": "denied"}))
         }
+    }
+}
+
+async fn decide_elsewhere(
+    approvers: &Approvers,
+    one: &Elsewhere,
+    said: &Said,
+) -> Result<Value, Failure> {
+    let node = &one.request.to;
+    let told = match said {
+        // That node would refuse it, too.
+        Said::Approve { .. } if one.request.level >= CONSOLE_LEVEL => {
+            return Err(Refused::Console.failure());
+        }
+        Said::Approve {
+            signature: text, ..
+        } => approvers.decide(node, one.id, Word::Approve(signature(text))),
+        Said::Deny {} => approvers.decide(node, one.id, Word::Deny),
+    };
+    let mut told = told.await?;
+    if !told.is_object() {
+        told = json!({});
+    }
+    told["nodeId"] = json!(node);
+    Ok(told)
+}
+
+/// What waits at another node; our own come first.
+fn elsewhere(approvers: &Approvers, id: ApprovalId) -> Option<Elsewhere> {
+    match approvers.desk().find(id) {
+        Err(Refused::Unknown) => approvers.inbox().find(id),
+        Ok(_) | Err(_) => None,
     }
 }
 
 fn read(id: &str) -> Result<ApprovalId, Failure> {
-    id.parse().map_err(|_| refused(Refused::Unknown))
-}
-
-fn refused(why: Refused) -> Failure {
-    let code = match why {
-        Refused::Unknown => Code::NotFound,
-        Refused::Expired => Code::ApprovalExpired,
-        Refused::Decided | Refused::Signature | Refused::Challenge => Code::Forbidden,
-    };
-    Failure::not_started(code, why.to_string())
+    id.parse().map_err(|_| Refused::Unknown.failure())
 }
 
 /// Everything that is signed, and what a person wants to know besides.
-fn about(id: ApprovalId, request: &Request) -> Value {
-    json!({
-        "id": id.to_string(),
-        "rid": request.rid,
-        "from": request.from,
-        "fromKey": request.from_key,
-        "fromKeyId": request.from_key.id(),
-        "to": request.to,
-        "action": request.action,
-        "args": request.args,
-        "argsSha256": hex(&Sha256::digest(request.args.as_bytes())),
-        "dataBytes": request.data.len(),
-        "level": request.level,
-        "rule": request.rule,
-        "touches": request.touches,
-        "workdir": request.workdir,
-        "agent": request.agent,
-        "askedMs": request.asked,
-        "expMs": request.exp,
-    })
+fn about(id: ApprovalId, request: &Request, here: bool, left: Duration) -> Value {
+    let mut out = serde_json::to_value(Shown::of(id, request)).unwrap_or_default();
+    out["fromKeyId"] = json!(request.from_key.id());
+    out["argsSha256"] = json!(hex(&Sha256::digest(request.args.as_bytes())));
+    out["dataBytes"] = json!(request.data.len());
+    out["here"] = json!(here);
+    out["leftMs"] = json!(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+    out
 }

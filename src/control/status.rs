@@ -45,6 +45,8 @@ pub struct Facts {
     pub trust: TrustStore,
     /// How many requests wait here for a person.
     pub waiting: watch::Receiver<usize>,
+    /// How many of other nodes' wait for one here.
+    pub waiting_elsewhere: watch::Receiver<usize>,
     /// The other nodes.
     pub view: watch::Receiver<Arc<View>>,
 }
@@ -141,12 +143,12 @@ fn other_secret(nodes: &[NodeId]) -> Option<String> {
     ))
 }
 
-/// What the operator should know of requests that wait for a person.
-fn waiting(count: usize) -> Option<String> {
+/// What the operator should know of requests that wait for a person; `whose` is empty for our own.
+fn waiting(count: usize, whose: &str) -> Option<String> {
     let text = match count {
         0 => return None,
-        1 => "a request waits for a person".to_owned(),
-        _ => format!("{count} requests wait for a person"),
+        1 => format!("a request{whose} waits for a person"),
+        _ => format!("{count} requests{whose} wait for a person"),
     };
     Some(format!("{text}: `clawmatrix approvals list`"))
 }
@@ -162,7 +164,8 @@ impl Facts {
         warnings.extend(view.alerts.iter().cloned());
         warnings.extend(other_secret(&view.outdated));
         warnings.extend(self.tls.iter().flat_map(ListenerTls::warnings));
-        warnings.extend(waiting(*self.waiting.borrow()));
+        warnings.extend(waiting(*self.waiting.borrow(), ""));
+        warnings.extend(waiting(*self.waiting_elsewhere.borrow(), " of other nodes"));
         let status = Status {
             node_id: &self.node,
             version: env!("CARGO_PKG_VERSION"),

@@ -160,13 +160,22 @@ impl Kind {
             Kind::Handoff => "handoff_req",
             Kind::Tool => "tool_req",
             Kind::Send => "send",
+            Kind::ApprovalReq => "approval_req",
+            Kind::Approval => "approval",
         }
     }
 
     fn from_text(text: &str) -> Option<Self> {
-        [Kind::Model, Kind::Handoff, Kind::Tool, Kind::Send]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
+        [
+            Kind::Model,
+            Kind::Handoff,
+            Kind::Tool,
+            Kind::Send,
+            Kind::ApprovalReq,
+            Kind::Approval,
+        ]
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
     }
 
     /// Whether protocol 7.1 binds it: such a request carries `at`, runs in one session only and is

@@ -26,6 +26,10 @@ pub enum Kind {
     Tool,
     /// `send`
     Send,
+    /// `approval_req`
+    ApprovalReq,
+    /// `approval`
+    Approval,
 }
 
 /// One request to another node.

@@ -511,6 +511,26 @@ pub const APPROVALS_PER_PEER: usize = 5;
 pub const APPROVAL_BODY_BYTES: usize = MIB;
 /// Decided ones that are remembered, until their time is up.
 pub const APPROVALS_REMEMBERED: usize = 1024;
+/// Requests of another node that are shown here at once.
+pub const APPROVALS_SHOWN_PER_NODE: usize = 32;
+/// Bytes that all of them may hold.
+pub const APPROVALS_SHOWN_BYTES: usize = 16 * MIB;
+/// Longest description of a request, its arguments included, twice and escaped.
+pub const APPROVAL_SHOWN_BYTES: usize = 256 * 1024;
+/// Nodes at which requests that wait here are shown.
+pub const APPROVERS: usize = 8;
+/// Nodes whose requests are shown here.
+pub const APPROVES_FOR: usize = 64;
+/// How long a node may take to answer about an approval.
+pub const APPROVAL_ANSWER: Duration = Duration::from_secs(15);
+/// A node that may approve and cannot be reached is tried again after this, each time twice as late,
+pub const APPROVAL_RETRY: Duration = Duration::from_secs(1);
+/// up to this.
+pub const APPROVAL_RETRY_MOST: Duration = Duration::from_secs(15);
+/// Notices of requests that wait are sent this often at most.
+pub const APPROVAL_NOTICE_EVERY: Duration = Duration::from_secs(10);
+/// Requests that one notice names.
+pub const APPROVAL_NOTICE_LINES: usize = 5;
 /// Operator keys of a node.
 pub const OPERATORS: usize = 16;
 

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 /// 32 lower-case hexadecimal digits.
 const HEX16: &str = "^[0-9a-f]{32}$";
+/// 8 of them.
+const HEX4: &str = "^[0-9a-f]{8}$";
 /// A frame's name: a ULID.
 const ULID: &str = "^[0-7][0-9A-HJKMNP-TV-Z]{25}$";
 /// A node's name.
@@ -129,6 +131,41 @@ enum Inner {
         hops: Vec<String>,
         /// Who asks, as the asking side says.
         actor: Option<Actor>,
+    },
+    /// Shows a request that waits at the sender for a person. The data is what is shown, then the content.
+    ApprovalReq {
+        #[schemars(regex(pattern = HEX16))]
+        rid: String,
+        /// Milliseconds it may still wait.
+        #[schemars(range(max = MAX))]
+        dl: u64,
+        /// Length of the whole body.
+        #[schemars(range(max = MAX))]
+        blen: u64,
+        /// Names the request on its node.
+        #[schemars(regex(pattern = HEX4))]
+        id: String,
+        /// Bytes of what is shown; what follows in the body is the content.
+        #[schemars(range(max = MAX))]
+        slen: u64,
+    },
+    /// What a person said of a request that waits at the receiver.
+    Approval {
+        #[schemars(regex(pattern = HEX16))]
+        rid: String,
+        /// Milliseconds it may take.
+        #[schemars(range(max = MAX))]
+        dl: u64,
+        /// Length of the whole body: 0.
+        #[schemars(range(max = MAX))]
+        blen: u64,
+        /// Names the request on its node.
+        #[schemars(regex(pattern = HEX4))]
+        id: String,
+        /// What was said.
+        decision: Word,
+        /// For an approval: the operator's signature, base64url.
+        token: Option<String>,
     },
     /// The request was taken.
     Accept {
@@ -271,6 +308,14 @@ struct Attach {
 enum Actor {
     User,
     Agent,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(dead_code, reason = "read by the derive alone")]
+enum Word {
+    Approve,
+    Deny,
 }
 
 #[derive(JsonSchema)]
@@ -492,6 +537,8 @@ mod tests {
                 "inner-handoff_req",
                 "inner-tool_req",
                 "inner-send",
+                "inner-approval_req",
+                "inner-approval",
                 "inner-accept",
                 "inner-head",
                 "inner-chunk",

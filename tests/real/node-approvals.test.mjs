@@ -32,7 +32,8 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
   });
 
   /** Runs a command of the docs at a terminal; `asked` is what it asks and what is typed. */
-  async function typed(command, ...asked) {
+  const typed = (command, ...asked) => typedBy(env, command, ...asked);
+  async function typedBy(env, command, ...asked) {
     const args = [join(root, 'tests/real/support/typed.py'), 'sh', '-c', command];
     const child = new Child('python3', args, { env, input: JSON.stringify(asked) });
     const timer = setTimeout(() => child.killNow(), 60_000);
@@ -191,5 +192,46 @@ describe('a person approves', { skip: missing.binary() || noPython, timeout: 240
     await asking.ended;
     assert.equal(asking.code, 0, asking.output);
     assert.match(office.child.output, /other operator keys may approve/);
+  });
+
+  test('a_person_at_another_machine_approves', async () => {
+    const there = environment({ HOME: home.dir, PATH: `${dirname(binary)}:${process.env.PATH}`, CLAWMATRIX_STATE_DIR: home.stateDir });
+    for (const name of ['XDG_CONFIG_HOME', 'XDG_STATE_HOME']) delete there[name];
+    const enroll = tagged(OPERATIONS, 'bash', 'approvals-enroll')[0].trim();
+    const enrolled = await typedBy(there, `${enroll} --config ${home.configFile}`, ['Passphrase:', PASSPHRASE], ['again:', PASSPHRASE]);
+    assert.equal(enrolled.code, 0, enrolled.output);
+    assert.match(enrolled.stdout, new RegExp(`kill -HUP ${home.endpoint.pid}\\b`));
+    const printed = await run('sh', ['-c', tagged(OPERATIONS, 'bash', 'approvals-key')[0].trim()], { env: there });
+    const { key } = JSON.parse(printed.stdout).approvals.operators[0];
+    // As the two blocks of the docs have it.
+    const [atOffice, atHome] = tagged(OPERATIONS, 'json', 'config approvers').map((text) => JSON.parse(text).approvals);
+    const change = (node, wanted) => {
+      const settings = JSON.parse(readFileSync(node.configFile, 'utf8'));
+      writeFileSync(node.configFile, JSON.stringify({ ...settings, approvals: { ...settings.approvals, ...wanted } }), { mode: 0o600 });
+      process.kill(node.endpoint.pid, 'SIGHUP');
+    };
+    change(home, { approvesFor: atHome.approvesFor });
+    change(office, { approvers: atOffice.approvers, operators: [{ ...atOffice.operators[0], key }] });
+    await until('office to have read it', 10_000, async () => /does not know/.test((await typed('clawmatrix approvals list')).stdout));
+    const asking = start('exec', 'office-01', '--', 'sh', '-c', 'echo from afar');
+    const id = await until('the request at home', 15_000, async () => {
+      const { stdout } = await typedBy(there, commands()[0]);
+      return /^([0-9a-f]{8}) {2}home-01 wants tool:exec on office-01: /m.exec(stdout.replaceAll('\r', ''))?.[1];
+    });
+    const [, show, approve] = commands().map((line) => line.replace('1f2e3d4c', id));
+    assert.match((await typedBy(there, show)).stdout, /Action: +tool:exec on office-01, another node/);
+    assert.match((await home.cli('status')).stdout, /a request of other nodes waits for a person/);
+    const wrong = await typedBy(there, approve, ['Passphrase', `${PASSPHRASE}s`]);
+    assert.match(wrong.stdout, /does not open the key/);
+    const done = await typedBy(there, approve, ['Passphrase', PASSPHRASE]);
+    assert.equal(done.code, 0, done.output);
+    await asking.ended;
+    assert.deepEqual([asking.code, asking.stdout], [0, 'from afar\n'], asking.output);
+    const denied = start('exec', 'office-01', '--', 'touch', join(lent, 'denied-from-afar'));
+    const other = await until('the next at home', 15_000, async () => /^([0-9a-f]{8}) /m.exec((await typedBy(there, commands()[0])).stdout)?.[1]);
+    assert.equal((await typedBy(there, `clawmatrix approvals deny ${other}`)).code, 0);
+    await denied.ended;
+    assert.equal(denied.code, 255, denied.output);
+    assert.ok(!existsSync(join(lent, 'denied-from-afar')));
   });
 });

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use clawmatrix::{
-    approvals::Desk,
+    approvals::{self, Desk, Inbox, Nodes, inbound::ApprovalService, outbound::Approvers},
     audit::Audit,
     budgets::{Budgets, inbound::Metered},
     config::{ModelConfig, ProxyModel, ToolConfig, TrustConfig},
@@ -84,6 +84,8 @@ pub struct Setup {
     pub gateway: Option<Arc<dyn ToolRunner>>,
     /// Where requests wait for a person.
     pub desk: Desk,
+    /// Other nodes that have a say about approvals.
+    pub nodes: Nodes,
     /// What is told to whoever watches.
     pub events: Events,
     /// Files no tool opens.
@@ -118,6 +120,7 @@ impl Setup {
             },
             gateway: None,
             desk: Desk::unmanned(),
+            nodes: Nodes::default(),
             events: Events::default(),
             denied: vec![],
             folder: None,
@@ -202,6 +205,7 @@ pub struct Node {
     boot: Boot,
     pub lineage: Lineage,
     pub tool_service: ToolService,
+    pub inbox: Inbox,
     pub events: Events,
     temp: tempfile::TempDir,
     _launch: clawmatrix::proxy::tokens::LaunchToken,
@@ -270,11 +274,20 @@ impl Node {
             desk: setup.desk.clone(),
             tasks: tasks.clone(),
         });
+        let inbox = Inbox::new(setup.nodes, setup.desk.clone(), events.clone());
+        let approval_service = Arc::new(ApprovalService::new(approvals::inbound::Parts {
+            node: name.clone(),
+            desk: setup.desk.clone(),
+            inbox: inbox.clone(),
+            tasks: tasks.clone(),
+        }));
         let handlers = Handlers::new()
             .with(Kind::Model, Arc::new(service.clone()))
             .with(Kind::Handoff, Arc::new(handoff_service.clone()))
             .with(Kind::Send, Arc::new(message_service.clone()))
-            .with(Kind::Tool, Arc::new(tool_service.clone()));
+            .with(Kind::Tool, Arc::new(tool_service.clone()))
+            .with(Kind::ApprovalReq, approval_service.clone())
+            .with(Kind::Approval, approval_service);
         let handlers = Metered {
             inner: Arc::new(handlers),
             budgets: setup.budgets.clone(),
@@ -336,13 +349,22 @@ impl Node {
         });
         tasks.spawn(message_service.run());
         tasks.spawn(messages.clone().run());
+        let approvers = Approvers::new(approvals::outbound::Parts {
+            desk: setup.desk.clone(),
+            inbox: inbox.clone(),
+            min_trust: Level::Pinned,
+            exchange: exchange.clone(),
+            sessions: sessions.clone(),
+            tasks: tasks.clone(),
+        });
+        tasks.spawn(approvers.clone().run());
         let counters = Arc::new(Counters::default());
         let control = Control {
             handoffs,
             messages,
             tools,
             budgets: setup.budgets.clone(),
-            desk: setup.desk.clone(),
+            approvers: approvers.clone(),
             lineage: lineage.clone(),
             events: events.clone(),
             facts: Facts {
@@ -357,6 +379,7 @@ impl Node {
                 lent: lent.clone(),
                 trust: TrustStore::in_memory(&TrustConfig::default(), &[]).unwrap(),
                 waiting: setup.desk.count(),
+                waiting_elsewhere: inbox.count(),
                 warnings: watch::Sender::new(vec!["be careful".to_owned()]).subscribe(),
                 view: view.subscribe(),
             },
@@ -399,6 +422,7 @@ impl Node {
             boot,
             lineage,
             tool_service,
+            inbox,
             events,
             temp,
             _launch: launch,

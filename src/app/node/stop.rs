@@ -21,6 +21,7 @@ impl Node {
         self.api.drain();
         // Nobody waits for a person on a node that ends.
         self.desk.close();
+        self.inbox.close();
         // Who watches would keep his connection, and us, for as long as we wait.
         self.events.close();
         self.exchange.drain();
