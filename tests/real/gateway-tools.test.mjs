@@ -4,18 +4,21 @@ import assert from 'node:assert/strict';
 import { existsSync, mkdtempSync, readFileSync, realpathSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { Child, run } from './support/child.mjs';
 import { Gateway, openclawProvider } from './support/gateway.mjs';
-import { folder, freePort, missing, processesUnder, until } from './support/places.mjs';
+import { folder, freePort, missing, openclawPrefix, processesUnder, root, until } from './support/places.mjs';
 import { Provider } from './support/provider.mjs';
 import { SECRET } from './support/sidecar.mjs';
 
 const skip = missing.openclaw() || missing.tarball();
+const noPython = (await run('sh', ['-c', 'command -v python3'])).code === 0 ? false : 'python3 is missing';
 
-describe('tools of two gateways', { skip, timeout: 420_000 }, () => {
+describe('tools of two gateways', { skip, timeout: 720_000 }, () => {
   let provider;
   let office;
   let home;
   let lent;
+  let postbox;
   before(async () => {
     provider = await Provider.start({ key: 'sk-tools' });
     lent = realpathSync(mkdtempSync(join(folder('lent'), 'root-')));
@@ -36,6 +39,11 @@ describe('tools of two gateways', { skip, timeout: 420_000 }, () => {
       }, tools),
       home.installPlugin({ nodeId: 'home-01', secret: SECRET, proxyPort: 0, peers: [{ nodeId: 'office-01', url: `ws://127.0.0.1:${meshPort}` }] }, tools),
     ]);
+    // A channel as others write them, for the notice of what waits.
+    const posted = await office.openclaw('plugins', 'install', join(root, 'tests/real/support/postbox'), '--force', '--accept-capabilities');
+    assert.equal(posted.code, 0, posted.output);
+    postbox = join(office.dir, 'postbox.jsonl');
+    await office.patch({ channels: { postbox: { file: postbox } } });
     await Promise.all([office.start(), home.start()]);
     await until('office to be seen', 30_000, async () => (await home.apiJson('/api/v1/peers')).find((p) => p.nodeId === 'office-01')?.connected);
   });
@@ -124,6 +132,51 @@ describe('tools of two gateways', { skip, timeout: 420_000 }, () => {
       assert.ok(answer.status >= 400, JSON.stringify(answer));
     }
     assert.ok(!existsSync(made));
+  });
+
+  // The person is at office's terminal, with the same command as there is beside the gateway.
+  test('a_command_waits_for_a_person_and_the_agent_is_told_so', { skip: noPython }, async () => {
+    const keyFile = join(office.dir, 'home/operator.key');
+    const passphrase = 'three grey herons wait';
+    const approvals = (line, ...asked) =>
+      run('python3', [join(root, 'tests/real/support/typed.py'), 'sh', '-c', `openclaw clawmatrix approvals ${line} --key ${keyFile}`], { env: office.env, input: JSON.stringify(asked) });
+    const enrolled = await approvals('enroll', ['Passphrase:', passphrase], ['again:', passphrase]);
+    assert.equal(enrolled.code, 0, enrolled.output);
+    const entry = JSON.parse(/^\{[\s\S]*?^\}/m.exec(enrolled.stdout.replaceAll('\r', ''))[0]);
+    const settings = (config) => office.patch({ plugins: { entries: { clawmatrix: { config } } } });
+    await settings({ approvals: { ...entry.approvals, notify: { channel: 'postbox', to: 'me' } }, toolProxy: { ask: ['exec'] } });
+    await until('office to know its operator', 60_000, async () => /nothing waits/.test((await approvals('list')).stdout));
+    await until('office to be back', 60_000, async () => (await home.apiJson('/api/v1/peers')).find((p) => p.nodeId === 'office-01')?.connected);
+
+    const node = join(openclawPrefix, 'node_modules/.bin/node');
+    const asked = { node: 'office-01', command: 'echo water the $((40 + 2)) plants' };
+    const turn = new Child(node, [join(root, 'tests/real/support/tool-events.mjs'), join(openclawPrefix, 'node_modules/openclaw'), `ws://127.0.0.1:${home.port}`],
+      { env: home.env, input: `please [[tool:cluster_exec ${JSON.stringify(asked)}]]` });
+    const told = () => turn.stdout.split('\n').filter(Boolean).map((line) => JSON.parse(line));
+    await until('the agent to be told of the wait', 60_000, () => {
+      assert.ok(turn.running, turn.output);
+      return told().some((e) => e.phase === 'update' && e.name === 'cluster_exec' && JSON.stringify(e.partialResult).includes('waiting for approval on office-01'));
+    });
+    const id = /([0-9a-f]{8}) {2}home-01 wants tool:exec on office-01/.exec((await approvals('list')).stdout)?.[1];
+    assert.ok(!told().some((e) => e.phase === 'result'), turn.stdout);
+    // A person who sits at no terminal is told by a channel of the gateway, without what is asked.
+    const notices = await until('the notice', 30_000, () => existsSync(postbox) && readFileSync(postbox, 'utf8').trim().split('\n').map((line) => JSON.parse(line)));
+    assert.equal(notices[0].to, 'me');
+    assert.match(notices[0].text, new RegExp(`${id}: node home-01 wants tool:exec on node office-01 \\(level 2, \\d+ s left\\)`));
+    assert.ok(!notices[0].text.includes('plants'), notices[0].text);
+    const approved = await approvals(`approve ${id}`, ['Passphrase', passphrase]);
+    assert.equal(approved.code, 0, approved.output);
+    await turn.ended;
+    const end = told().at(-1);
+    assert.equal(end.phase, 'final', turn.output);
+    assert.match(end.message.content[0].text, /tool said: water the 42 plants[\s\S]*exit code 0/, turn.output);
+
+    const refused = home.turn(`[[tool:cluster_exec ${JSON.stringify(asked)}]]`);
+    const other = await until('the next request', 60_000, async () => /([0-9a-f]{8}) {2}home-01 wants/.exec((await approvals('list')).stdout)?.[1]);
+    assert.equal((await approvals(`deny ${other}`)).code, 0);
+    assert.match((await refused).text, /said no.*Do not try again/s);
+    await settings({ approvals: null, toolProxy: { ask: null } });
+    await until('office to ask nobody any more', 60_000, async () => (await invoke('exec', { command: 'true' })).status === 200);
   });
 
   test('through_tool_search_the_tools_are_called_too', async () => {
