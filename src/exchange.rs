@@ -257,6 +257,13 @@ impl SessionHandler for Exchange {
         }
     }
 
+    fn moved(&self, session: &SessionRef) {
+        if let Ok(remote) = self.remote(session) {
+            remote.moved();
+            self.shared.wake_soon();
+        }
+    }
+
     fn lost(&self, session: &SessionRef) {
         let remote = self.shared.table().sessions.remove(&session.id());
         if let Some(remote) = remote {

@@ -30,7 +30,7 @@ use crate::{
 /// One request of another node.
 #[derive(Debug)]
 pub(super) struct Inbound {
-    up: Receiver<(), ()>,
+    pub(super) up: Receiver<(), ()>,
     /// Total length of the body.
     body_bytes: u64,
     pub(super) down: Sender,

@@ -15,7 +15,7 @@ use super::{
     budget::{Held, ITEM_COST},
     sender::Time,
 };
-use crate::wire::limits::{MAX_WINDOW, STREAM_LOST_AFTER, UNACKED_ITEMS};
+use crate::wire::limits::{MAX_WINDOW, RTO_MIN, STREAM_LOST_AFTER, UNACKED_ITEMS};
 
 /// Chunks up to this size are joined while the consumer is busy elsewhere, so that a slow one
 /// neither holds nor is handed thousands of tiny items.
@@ -95,6 +95,8 @@ pub(super) struct Receiver<L, T> {
     gap_since: Option<Time>,
     /// Items that came early since the present gap opened.
     early: u32,
+    /// An item that was here before and has come again, and when.
+    again: Option<(u64, Time)>,
     held: Held,
 }
 
@@ -119,6 +121,7 @@ impl<L, T> Receiver<L, T> {
             epoch: (now, 0),
             gap_since: None,
             early: 0,
+            again: None,
             held,
         }
     }
@@ -203,6 +206,37 @@ impl<L, T> Receiver<L, T> {
         let much = self.untold_bytes * 2 >= self.window || self.untold_items * 2 >= UNACKED_ITEMS;
         self.due = self.due.max(if much { Due::Now } else { Due::Batch });
         Ok(Arrival::Ready)
+    }
+
+    /// Item `seq` was here before. Whether that is so for the second time, long enough after the first
+    /// for our word of it to have arrived: then what we say gets lost.
+    pub(super) fn came_again(&mut self, seq: u64, now: Time, rtt: Option<Duration>) -> bool {
+        self.due = self.due.max(Due::Batch);
+        if seq >= self.next {
+            // It waits behind a gap, of which acks do not speak.
+            return false;
+        }
+        match self.again {
+            Some((same, since)) if same == seq => {
+                let pause = rtt.map_or(RTO_MIN, |rtt| (rtt * 4).max(RTO_MIN));
+                let unheard = now.saturating_sub(since) >= pause;
+                if unheard {
+                    self.again = Some((seq, now));
+                }
+                unheard
+            }
+            _ => {
+                self.again = Some((seq, now));
+                false
+            }
+        }
+    }
+
+    /// Says once more what has arrived: the last word of it may be lost.
+    pub(super) fn remind(&mut self) {
+        if self.next > 0 {
+            self.due = self.due.max(Due::Batch);
+        }
     }
 
     /// Puts the expected item into the ready queue.

@@ -33,9 +33,6 @@ use crate::{
 const LATE_ACKS: usize = 64;
 const LATE_BYTES: u64 = 1024 * 1024;
 
-/// Time-outs in a row after which another way is tried.
-const STALLED_AFTER: u32 = 2;
-
 /// Silence of the other process after which the way to it is looked at while requests wait: half of
 /// what both sides keep to.
 const DOUBTED_AFTER: Duration = Duration::from_secs(5);
@@ -165,6 +162,8 @@ pub(super) struct State {
     pub(super) violations: u32,
     /// Streams that wait for room on the way, each once, in turn.
     congested: VecDeque<(RequestId, Dir)>,
+    /// The other side repeats what it was told had arrived.
+    pub(super) unheard: bool,
     /// When something authenticated last came, and something of ours last left.
     heard: Time,
     sent: Time,
@@ -215,11 +214,17 @@ impl State {
         }
     }
 
-    /// Whether a stream has waited in vain for its second ack in a row.
-    fn times_out(&self) -> bool {
-        let up = self.outbound.values().map(|entry| entry.up.timeouts());
-        let down = self.inbound.values().map(|entry| entry.down.timeouts());
-        up.chain(down).any(|timeouts| timeouts == STALLED_AFTER)
+    /// Whether what we send gets lost: a stream has waited in vain for its second ack in a row, or
+    /// the other side for ours.
+    fn take_stalled(&mut self) -> bool {
+        let mut stalled = std::mem::take(&mut self.unheard);
+        for entry in self.outbound.values_mut() {
+            stalled |= entry.up.take_stalled();
+        }
+        for entry in self.inbound.values_mut() {
+            stalled |= entry.down.take_stalled();
+        }
+        stalled
     }
 
     /// Looks in every stream what may be missing on the other side.
@@ -232,6 +237,19 @@ impl State {
             entry.down.suspect(at.now, at.rtt);
             out.pump(*rid, Dir::Down, &mut entry.down, at);
         }
+    }
+
+    /// The same when the way has moved; acks may be missing there as well.
+    pub(super) fn moved(&mut self, out: &mut Outbox, at: &Moment<'_>) {
+        for entry in self.outbound.values_mut() {
+            entry.down.remind();
+            entry.up.forget_waits();
+        }
+        for entry in self.inbound.values_mut() {
+            entry.up.remind();
+            entry.down.forget_waits();
+        }
+        self.suspect_all(out, at);
     }
 
     /// Acks for a stream that is over here, after `bytes` not acked yet. Many quick answers do not
@@ -285,6 +303,7 @@ impl Remote {
                 queries: HashMap::new(),
                 violations: 0,
                 congested: VecDeque::new(),
+                unheard: false,
                 heard: now,
                 sent: now,
             }),
@@ -403,6 +422,11 @@ impl Remote {
         self.with(|state, out, at| state.suspect_all(out, at));
     }
 
+    /// The way to it has moved.
+    pub(super) fn moved(&self) {
+        self.with(|state, out, at| state.moved(out, at));
+    }
+
     /// Ended requests still remembered.
     pub(super) fn remembered(&self) -> usize {
         let state = self.lock();
@@ -447,7 +471,7 @@ impl Remote {
                     out.control(message::ack(batch));
                 }
                 let mut silent = None;
-                if state.times_out()
+                if state.take_stalled()
                     && let Some(session) = state.session()
                 {
                     // What carries it may be to blame.

@@ -95,6 +95,10 @@ pub trait SessionHandler: Send + Sync + fmt::Debug {
     fn dropped(&self, session: &Arc<dyn Session>) {
         let _ = session;
     }
+    /// Another way leads to the node, and what took the earlier one may be lost.
+    fn moved(&self, session: &Arc<dyn Session>) {
+        self.dropped(session);
+    }
     /// The session has ended; no further call for it follows.
     fn lost(&self, session: &Arc<dyn Session>);
 }

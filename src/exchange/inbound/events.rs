@@ -44,13 +44,8 @@ impl State {
         let rid = request.rid;
         if let Some(entry) = self.inbound.get_mut(&rid) {
             at.shared.counters.dropped(Dropped::Duplicate);
-            // The ack of the first copy may be lost: it is said again.
-            let part = Part {
-                lead: None,
-                data,
-                last: None,
-            };
-            let _ = entry.up.arrive(0, part, at.now);
+            // The request is item 0 of its stream: without another ack the asking node gives up.
+            self.unheard |= entry.up.came_again(0, at.now, at.rtt);
             return None;
         }
         if let Some(fate) = self.served.fate(&rid) {
@@ -224,7 +219,10 @@ impl State {
         match entry.up.arrive(seq, part, at.now) {
             Ok(Arrival::Ready) => wake(&mut entry.reader),
             Ok(Arrival::Early) => {}
-            Ok(Arrival::Duplicate) => at.shared.counters.dropped(Dropped::Duplicate),
+            Ok(Arrival::Duplicate) => {
+                at.shared.counters.dropped(Dropped::Duplicate);
+                self.unheard |= entry.up.came_again(seq, at.now, at.rtt);
+            }
             Ok(Arrival::NoRoom) => at.shared.counters.dropped(Dropped::NoRoom),
             Err(violation) => {
                 at.shared.counters.dropped(Dropped::Violation);

@@ -188,7 +188,10 @@ impl State {
                 wake(&mut entry.reader);
             }
             Ok(Arrival::Early) => entry.answered = true,
-            Ok(Arrival::Duplicate) => at.shared.counters.dropped(Dropped::Duplicate),
+            Ok(Arrival::Duplicate) => {
+                at.shared.counters.dropped(Dropped::Duplicate);
+                self.unheard |= entry.down.came_again(seq, at.now, at.rtt);
+            }
             Ok(Arrival::NoRoom) => at.shared.counters.dropped(Dropped::NoRoom),
             Err(_) if entry.down.complete() => at.shared.counters.dropped(Dropped::Late),
             Err(violation) => {

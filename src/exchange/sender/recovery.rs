@@ -25,6 +25,9 @@ use crate::{
 /// Most items sent again at once.
 const BURST_MAX: u64 = 64;
 
+/// Timeouts in a row after which another way is tried.
+const STALLED_AFTER: u32 = 2;
+
 /// Doublings of the timeout.
 const BACKOFF_MAX: u32 = 3;
 /// The same after an ack that may be one of a copy: it says nothing of how long items take, so the
@@ -66,6 +69,8 @@ pub(super) struct Recovery {
     /// Doublings of the timeout, and timeouts without any progress.
     backoff: u32,
     timeouts: u32,
+    /// There have just been so many that the way may be to blame.
+    stalled: bool,
     /// When the retransmission timer began to run.
     timer: Time,
     /// When the other side last acked something new.
@@ -247,9 +252,15 @@ impl Sender {
         }
     }
 
-    /// Times the clock ran out in a row.
-    pub(in crate::exchange) fn timeouts(&self) -> u32 {
-        self.recovery.timeouts
+    /// The way has moved: how long the earlier one was waited for says nothing of this one.
+    pub(in crate::exchange) fn forget_waits(&mut self) {
+        self.recovery.backoff = 0;
+    }
+
+    /// Whether it has waited in vain for its second ack in a row; said once. The way may be another
+    /// by the next look, and would be blamed for what this one lost.
+    pub(in crate::exchange) fn take_stalled(&mut self) -> bool {
+        std::mem::take(&mut self.recovery.stalled)
     }
 
     /// Sends everything unacked again: the way it took is gone.
@@ -298,6 +309,7 @@ impl Sender {
         // One item, not all: a slow link has them all still in its queue.
         recovery.backoff = (recovery.backoff + 1).min(BACKOFF_MAX);
         recovery.timeouts += 1;
+        recovery.stalled |= recovery.timeouts == STALLED_AFTER;
         self.lost(Stage::Doubted, now, rtt);
         Tick::Resend
     }

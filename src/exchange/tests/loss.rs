@@ -144,6 +144,28 @@ async fn a_lost_reply_never_runs_the_work_twice() {
     assert!(unknown > 10);
 }
 
+/// The ack of a request is one frame, however long the request runs: it is said again when the request
+/// comes again.
+#[tokio::test(start_paused = true)]
+async fn a_lost_ack_of_a_long_request_does_not_end_it() {
+    let mut left = 2;
+    let mut pair = Pair::with(Manner {
+        down: Box::new(move |_, json| {
+            let lost = left > 0 && json.starts_with(b"{\"type\":\"ack\"");
+            left -= i32::from(lost);
+            if lost { Fate::Drop } else { Fate::Deliver }
+        }),
+        ..Manner::default()
+    });
+    let (mut call, incoming) = pair.start(once("x")).await;
+    tokio::time::sleep(100 * SECOND).await;
+    incoming.reply.end(good()).await.unwrap();
+    assert!(answer(&mut call).await.unwrap().ok);
+    drop((call, incoming.body));
+    pair.quiet().await;
+    assert_eq!(pair.b.exchange.stats().inbound_total, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_grant_of_credit_is_asked_for() {
     let deaf = Arc::new(AtomicBool::new(false));

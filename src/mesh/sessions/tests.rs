@@ -2,6 +2,7 @@
 //! T.. are those of protocol 10.
 
 mod alone;
+mod blackhole;
 mod chaos;
 mod handshakes;
 mod hostile;

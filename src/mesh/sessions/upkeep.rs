@@ -124,7 +124,7 @@ impl Sessions {
             let session: SessionRef = live;
             match way {
                 WayNow::Lost => self.0.handler.rerouted(&session),
-                WayNow::Moved => self.0.handler.dropped(&session),
+                WayNow::Moved => self.0.handler.moved(&session),
                 WayNow::Same | WayNow::None => {}
             }
         }

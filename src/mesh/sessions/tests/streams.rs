@@ -15,7 +15,7 @@ use crate::{
 
 /// Streams numbers for a model request; counts how often it was asked to run a tool.
 #[derive(Debug)]
-struct Worker {
+pub(super) struct Worker {
     tasks: Tasks,
     ran: AtomicUsize,
 }
@@ -23,7 +23,7 @@ struct Worker {
 const CHUNKS: usize = 150;
 const EVERY: Duration = Duration::from_millis(20);
 
-fn well() -> End {
+pub(super) fn well() -> End {
     End {
         ok: true,
         ..End::default()
@@ -61,13 +61,13 @@ impl InboundHandler for Worker {
     }
 }
 
-struct Working {
-    trio: Trio,
-    home: Exchange,
-    office: Arc<Worker>,
+pub(super) struct Working {
+    pub(super) trio: Trio,
+    pub(super) home: Exchange,
+    pub(super) office: Arc<Worker>,
 }
 
-fn exchange() -> (Exchange, Arc<Worker>) {
+pub(super) fn exchange() -> (Exchange, Arc<Worker>) {
     let tasks = Tasks::new();
     let worker = Arc::new(Worker {
         tasks: tasks.clone(),
@@ -86,31 +86,34 @@ async fn working() -> Working {
     }
 }
 
+pub(super) fn request(kind: RequestKind) -> NewRequest {
+    let fields = match kind {
+        RequestKind::Model => r#""model":"m","path":"/v1/chat/completions","stream":true"#,
+        _ => r#""tool":"exec","args":{}"#,
+    };
+    NewRequest {
+        rid: RequestId::random(),
+        kind,
+        fields: fields.to_owned(),
+        body: Bytes::new(),
+        class: Class::Interactive,
+        idempotent: !kind.once(),
+        timeouts: Timeouts {
+            accept: 60 * SECOND,
+            idle: None,
+            deadline: 600 * SECOND,
+            until_first_byte: false,
+        },
+    }
+}
+
 impl Working {
     async fn ask(&self, kind: RequestKind) -> Call {
         let session = self.trio.home.open("office").await;
-        let fields = match kind {
-            RequestKind::Model => r#""model":"m","path":"/v1/chat/completions","stream":true"#,
-            _ => r#""tool":"exec","args":{}"#,
-        };
-        let request = NewRequest {
-            rid: RequestId::random(),
-            kind,
-            fields: fields.to_owned(),
-            body: Bytes::new(),
-            class: Class::Interactive,
-            idempotent: !kind.once(),
-            timeouts: Timeouts {
-                accept: 60 * SECOND,
-                idle: None,
-                deadline: 600 * SECOND,
-                until_first_byte: false,
-            },
-        };
-        self.home.open(&session, request).unwrap()
+        self.home.open(&session, request(kind)).unwrap()
     }
 
-    async fn stream(&self) -> Call {
+    pub(super) async fn stream(&self) -> Call {
         self.ask(RequestKind::Model).await
     }
 
@@ -125,7 +128,7 @@ impl Working {
 }
 
 /// Reads an answer to its end.
-async fn all(call: &mut Call) -> Result<String, Failure> {
+pub(super) async fn all(call: &mut Call) -> Result<String, Failure> {
     let mut text = Vec::new();
     while let Some(item) = timeout(200 * SECOND, call.next()).await.unwrap()? {
         if let Item::Chunk { data, .. } = item {
@@ -135,7 +138,7 @@ async fn all(call: &mut Call) -> Result<String, Failure> {
     Ok(String::from_utf8(text).unwrap())
 }
 
-fn whole() -> String {
+pub(super) fn whole() -> String {
     (0..CHUNKS).map(|n| format!("{n},")).collect()
 }
 
