@@ -8,6 +8,7 @@ mod handshakes;
 mod hostile;
 mod liars;
 mod loops;
+mod sizes;
 mod streams;
 mod vectors;
 
