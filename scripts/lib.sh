@@ -199,6 +199,11 @@ setup_proxies() {
   command -v openssl >/dev/null 2>&1 || apt_install openssl || true
 }
 
+# Wrong clocks for single processes.
+setup_faketime() {
+  [ -n "$(find /usr/lib -path "*faketime/libfaketime.so.1" 2>/dev/null)" ] || apt_install libfaketime || true
+}
+
 # Several hosts on one machine. Where that does not work the tests say why and are skipped.
 setup_namespaces() {
   export PATH="$PATH:/usr/sbin:/sbin"

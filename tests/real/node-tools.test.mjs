@@ -223,6 +223,7 @@ describe('questions about the rules', { skip: missing.binary(), timeout: 60_000 
   let mesh;
   before(async () => {
     mesh = await pair({
+      home: { tags: ['family'] },
       office: {
         trust: { nodes: { 'family-01': { labels: ['family'] } } },
         toolProxy: { enabled: true, roots: ['/usr/share'], rules: [
@@ -266,6 +267,27 @@ describe('questions about the rules', { skip: missing.binary(), timeout: 60_000 
     const none = await mesh.home.cli('usage');
     assert.deepEqual([none.code, none.stdout], [0, '']);
     assert.match(none.stderr, /nothing is limited/);
+  });
+
+  // T95: what a node says of itself is seen and grants nothing; what the operator here says of it does.
+  test('a_tag_of_its_own_grants_a_node_nothing', async () => {
+    const { office, home } = mesh;
+    const ls = async () => (await home.fetch('/api/v1/tools/exec', { method: 'POST', body: JSON.stringify({ node: 'office-01', argv: ['ls', '/'] }) })).json();
+    await until('the tag at office', 10_000, async () => (await office.json('/api/v1/peers')).some((peer) => peer.tags?.includes('family')));
+    const denied = await ls();
+    assert.deepEqual([denied.error?.code, denied.outcome], ['policy_denied', 'not_dispatched'], JSON.stringify(denied));
+    const config = JSON.parse(readFileSync(office.configFile, 'utf8'));
+    for (const from of ['tag:family', 'tags:family']) {
+      config.toolProxy.rules[2].from = [from];
+      const file = join(folder('tags'), 'node.json');
+      writeFileSync(file, JSON.stringify(config), { mode: 0o600 });
+      const refused = await office.cli('doctor', '--config', file);
+      assert.match(refused.output, /self-asserted/, refused.output);
+    }
+    const key = (await home.cli('identity')).stdout.match(/ed25519:\S+|[A-Za-z0-9_-]{43}/)?.[0];
+    const added = await office.cli('trust', 'add', 'home-01', key, '--label', 'family');
+    assert.equal(added.code, 0, added.output);
+    await until('the label to count', 10_000, async () => (await ls()).outcome === 'completed');
   });
 
   test('policy_test_judges_a_file_of_cases', async () => {
