@@ -20,7 +20,7 @@ use clawmatrix::{
     audit::{self, Audit, verify::verify},
     crypto::identity::Identity,
     drain::Tasks,
-    exchange::SESSION_HEADER,
+    exchange::{Chain, SESSION_HEADER},
     handoff::{
         record::{Ended, Phase, Record, ToolUse},
         runner::{AgentRun, AgentRunner, Begun, RunGuard},
@@ -472,6 +472,52 @@ async fn a_circle_of_agents_is_refused() {
     theirs.begin();
     theirs.finish("ok");
     assert_eq!(joined(own).await.1["result"], "ok");
+}
+
+/// T84: two seconds for a chain of three nodes are two seconds for each of them, whatever a nested
+/// request would like.
+#[tokio::test]
+async fn the_time_of_a_chain_ends_every_run_in_it() {
+    let (office, mut at_office) = Agent::node("office", |_| {}).await;
+    let (lab, mut at_lab) = Agent::node("lab", |_| {}).await;
+    let (attic, mut at_attic) = Agent::node("attic", |_| {}).await;
+    let home = Node::start(Setup::new("home")).await;
+    let _cables = [
+        join(&home, &office, 1.0),
+        join(&office, &lab, 1.0),
+        join(&lab, &attic, 1.0),
+    ];
+    let within = |node: &Node, target: &str, session: &str| {
+        let nested = json!({"target": target, "task": "more", "timeout": 600});
+        let nested = request(node, &nested).header(SESSION_HEADER, session);
+        tokio::spawn(async move { json_of(nested.send().await.unwrap()).await })
+    };
+    let since = Instant::now();
+    let two_seconds = Chain {
+        hops: vec![],
+        deadline: Some(since + Duration::from_secs(2)),
+    };
+    let _entered = home.lineage.enter("root", two_seconds);
+    let root = within(&home, "office/main", "root");
+    let mut first = at_office.next().await;
+    first.begin();
+    let second = within(&office, "lab/main", &first.run.session_key);
+    let mut middle = at_lab.next().await;
+    middle.begin();
+    let third = within(&lab, "attic/main", &middle.run.session_key);
+    let mut last = at_attic.next().await;
+    last.begin();
+    for run in [&mut last, &mut middle, &mut first] {
+        run.wait_aborted().await;
+    }
+    let took = since.elapsed();
+    assert!(took > Duration::from_millis(1500), "{took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    for asked in [third, second, root] {
+        let (status, body) = joined(asked).await;
+        assert_eq!(status, 504, "{body}");
+    }
+    assert!(at_office.idle() && at_lab.idle() && at_attic.idle());
 }
 
 #[tokio::test]
