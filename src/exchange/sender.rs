@@ -57,7 +57,7 @@ pub(super) enum Tick {
     /// Credit has been missing for a while with nothing under way: the ack that grants more may
     /// be lost. Push an item without data; its ack tells.
     Probe,
-    /// Nothing was acked for [`STREAM_LOST_AFTER`].
+    /// Nothing was acked for [`crate::wire::limits::STREAM_LOST_AFTER`].
     Lost,
 }
 
