@@ -136,7 +136,7 @@ describe('links in the field', { skip: missing.binary(), timeout: long ? 3_600_0
     assert.match((await cloud.cli('status')).stdout, new RegExp(`^Listen: port ${port}, tls$`, 'm'));
     assert.match((await home.cli('status')).stdout, new RegExp(`^  Link: dialed localhost:${port}, loopback, tls$`, 'm'));
     const { link } = (await home.json('/api/v1/peers'))[0];
-    assert.deepEqual(link, { tls: 'tls', dialed: true, network: 'loopback', address: `localhost:${port}`, proxy: false });
+    assert.deepEqual(link, { tls: 'tls', dialed: true, network: 'loopback', address: `localhost:${port}`, proxy: false, advertised: false });
 
     // Both versions of IP, and HTTP/1.1 alone.
     const served = (to, more = '') => sh(dir, `openssl s_client -connect ${to}:${port} -CAfile ca.pem -verify_return_error ${more} </dev/null 2>/dev/null`);
