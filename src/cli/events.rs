@@ -38,7 +38,10 @@ fn shown(event: &Value, paint: Paint) -> String {
     let kind = text("type");
     let time = utc(event["timeMs"].as_u64().unwrap_or(0) / 1000);
     let head = format!("{} {kind:<17}", paint.dim(&time));
-    let who = || format!("{} -> {} {}", text("from"), text("to"), text("action"));
+    let who = || {
+        let to = event["to"].as_str().map_or("here".into(), clean);
+        format!("{} -> {to} {}", text("from"), text("action"))
+    };
     let rest = match &*kind {
         "request_started" => who(),
         "request_ended" => format!("{} {}, {} ms", who(), text("result"), event["durationMs"]),
@@ -81,7 +84,7 @@ mod tests {
             (
                 json!({"type": "verdict", "timeMs": 0, "from": "home", "to": null, "action": "tool:exec",
                     "decision": "deny", "rule": "default"}),
-                "verdict           home ->  tool:exec deny by `default`\n",
+                "verdict           home -> here tool:exec deny by `default`\n",
             ),
             (
                 json!({"type": "route_changed", "timeMs": 0, "nodeId": "office", "reachableVia": "cloud"}),
